@@ -1,0 +1,1 @@
+//! Checkpoint files: bytes to names, shapes and types.

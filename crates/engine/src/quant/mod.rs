@@ -1,0 +1,1 @@
+//! Weight types: layout and exact dequantization, one file each.

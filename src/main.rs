@@ -1,0 +1,4 @@
+//! The `oxgpt` program.
+#![forbid(unsafe_code)]
+
+fn main() {}
