@@ -6,4 +6,5 @@ pub mod format;
 pub mod prompt;
 pub mod quant;
 pub mod sampler;
+pub mod stop;
 pub mod tokenizer;
