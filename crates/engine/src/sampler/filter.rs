@@ -206,3 +206,19 @@ fn highest<T: Copy + PartialOrd>(mut values: [T; BLOCK]) -> T {
     }
     values[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_id_wins_among_equal_scores() {
+        let mut winner = Winner { token: 5, score: 1.0 };
+        winner.offer(7, 1.0);
+        assert_eq!(winner.token, 5);
+        winner.offer(3, 1.0);
+        assert_eq!(winner.token, 3);
+        winner.offer(9, 1.5);
+        assert_eq!(winner.token, 9);
+    }
+}

@@ -332,6 +332,16 @@ fn tiny_temperatures_are_greedy() {
 }
 
 #[test]
+fn infinite_logits_share_the_draws_evenly() {
+    let logits = [9.0, f32::INFINITY, f32::NEG_INFINITY, f32::INFINITY];
+    for o in [options(), SamplingOptions { top_k: 3, top_p: 0.9, ..options() }] {
+        let mut sampler = sampler(o, &logits);
+        let draws: Vec<u32> = (0..1000).map(|p| sampler.sample(&logits, p, 0).unwrap()).collect();
+        assert!(surprise(&[(1, 0.5), (3, 0.5)], &draws) < 4.0);
+    }
+}
+
+#[test]
 fn options_out_of_range_are_named() {
     let message = |o: SamplingOptions| Sampler::new(o, 10, &[]).unwrap_err().to_string();
     let base = options();
