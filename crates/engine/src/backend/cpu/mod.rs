@@ -1,0 +1,314 @@
+//! The CPU backend: weights stay in the file's own type and are read where the file is mapped.
+
+mod attention;
+mod math;
+pub mod simd;
+
+use super::{Backend, HostMatrix};
+use crate::batch::{Batch, BlockTables};
+use crate::model::spec::{Activation, AttentionShape, Linear, Norm};
+use crate::quant;
+use rayon::prelude::*;
+use simd::{Isa, TILE_ROWS};
+use std::sync::Arc;
+
+/// Tokens that a block of a product keeps in the second-level cache.
+const TOKENS_PER_BLOCK: usize = 32;
+
+/// The CPU backend.
+pub struct Cpu {
+    isa: Isa,
+    threads: Arc<rayon::ThreadPool>,
+    /// A product before it is transposed: (outputs, tokens).
+    product: Vec<f32>,
+}
+
+/// Rows of f32 activations.
+pub struct Buffer {
+    width: usize,
+    data: Vec<f32>,
+}
+
+impl Buffer {
+    fn rows(&self) -> usize {
+        self.data.len() / self.width
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.width..][..self.width]
+    }
+
+    fn set_rows(&mut self, rows: usize) {
+        self.data.resize(rows * self.width, 0.0);
+    }
+}
+
+/// Keys and values of one layer in f32.
+pub struct Kv {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Cpu {
+    /// A backend with `threads` threads and the best instruction set of the machine.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Self::with_isa(threads, Isa::best())
+    }
+
+    /// A backend with a given instruction set.
+    ///
+    /// # Errors
+    /// When the threads cannot be started.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("oxgpt-cpu-{index}"))
+            .build()?;
+        Ok(Cpu { isa, threads: Arc::new(pool), product: Vec::new() })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
+    fn product(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        weight: &HostMatrix,
+        store: impl Fn(&mut f32, usize, f32) + Send + Sync,
+    ) {
+        let (isa, tokens, outputs) = (self.isa, x.rows(), weight.rows);
+        if tokens == 0 {
+            return;
+        }
+        // A few pieces for each thread even out what the system does beside us; whole tiles waste no row.
+        let pieces = self.threads.current_num_threads() * 4;
+        let piece = outputs.div_ceil(pieces).next_multiple_of(TILE_ROWS);
+        if tokens == 1 {
+            out.data.par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
+                let mut product = [0.0; 64];
+                for (tile, out) in out.chunks_mut(product.len()).enumerate() {
+                    let first = index * piece + tile * product.len();
+                    let product = &mut product[..out.len()];
+                    isa.matmul_rows(product, weight, first, &x.data);
+                    for (offset, (out, product)) in out.iter_mut().zip(product).enumerate() {
+                        store(out, first + offset, *product);
+                    }
+                }
+            });
+            return;
+        }
+        // Threads share the outputs, so that each weight is read once; the result is turned around at the end.
+        self.product.resize(outputs * TOKENS_PER_BLOCK.min(tokens), 0.0);
+        let blocks = x.data.chunks(TOKENS_PER_BLOCK * x.width);
+        for (x, out) in blocks.zip(out.data.chunks_mut(TOKENS_PER_BLOCK * outputs)) {
+            let tokens = x.len() / weight.cols;
+            let product = &mut self.product[..outputs * tokens];
+            product.par_chunks_mut(piece * tokens).enumerate().for_each(|(index, product)| {
+                isa.matmul_rows(product, weight, index * piece, x);
+            });
+            out.par_chunks_mut(outputs).enumerate().for_each(|(token, out)| {
+                for (output, out) in out.iter_mut().enumerate() {
+                    store(out, output, product[output * tokens + token]);
+                }
+            });
+        }
+    }
+}
+
+impl Backend for Cpu {
+    type Matrix = HostMatrix;
+    type Vector = Vec<f32>;
+    type Buffer = Buffer;
+    type Kv = Kv;
+
+    fn matrix(&mut self, matrix: HostMatrix) -> HostMatrix {
+        matrix
+    }
+
+    fn vector(&mut self, vector: Vec<f32>) -> Vec<f32> {
+        vector
+    }
+
+    fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
+        Buffer { width, data: Vec::with_capacity(rows * width) }
+    }
+
+    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Kv {
+        Kv::new(blocks, shape)
+    }
+
+    fn run<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        // From inside the pool an operation starts without waking a thread to start it.
+        let threads = Arc::clone(&self.threads);
+        threads.install(|| work(self))
+    }
+
+    fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32]) {
+        out.set_rows(rows.len());
+        for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
+            dequantize_row(out, table, *row);
+        }
+    }
+
+    fn add_rows(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32]) {
+        let mut addend = vec![0.0; table.cols];
+        for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
+            dequantize_row(&mut addend, table, *row);
+            for (out, addend) in out.iter_mut().zip(&addend) {
+                *out += addend;
+            }
+        }
+    }
+
+    fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm<Vec<f32>>) {
+        out.set_rows(x.rows());
+        let width = x.width;
+        let rows = out.data.par_chunks_mut(width).zip(x.data.par_chunks(width));
+        rows.with_min_len(8).for_each(|(out, x)| layer_norm(out, x, norm));
+    }
+
+    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
+        out.set_rows(x.rows());
+        match &linear.bias {
+            Some(bias) => {
+                self.product(out, x, &linear.weight, |out, i, product| *out = product + bias[i]);
+            }
+            None => self.product(out, x, &linear.weight, |out, _, product| *out = product),
+        }
+    }
+
+    fn matmul_add(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
+        match &linear.bias {
+            Some(bias) => {
+                self.product(out, x, &linear.weight, |out, i, product| *out += product + bias[i]);
+            }
+            None => self.product(out, x, &linear.weight, |out, _, product| *out += product),
+        }
+    }
+
+    fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &HostMatrix) {
+        out.set_rows(x.rows());
+        self.product(out, x, weight, |out, _, product| *out = product);
+    }
+
+    fn append(
+        &mut self,
+        kv: &mut Kv,
+        qkv: &Buffer,
+        batch: &Batch,
+        tables: &BlockTables,
+        shape: &AttentionShape,
+    ) {
+        kv.append(qkv, batch, tables, shape);
+    }
+
+    fn attend(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &Kv,
+        batch: &Batch,
+        tables: &BlockTables,
+        shape: &AttentionShape,
+    ) {
+        attention::attend(self.isa, out, qkv, kv, batch, tables, shape);
+    }
+
+    fn activate(&mut self, x: &mut Buffer, activation: Activation) {
+        x.data.par_chunks_mut(4096).for_each(|x| activate(x, activation));
+    }
+
+    fn gather(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32]) {
+        out.set_rows(rows.len());
+        for (out, row) in out.data.chunks_exact_mut(x.width).zip(rows) {
+            out.copy_from_slice(x.row(*row as usize));
+        }
+    }
+
+    fn read(&mut self, out: &mut Vec<f32>, x: &Buffer) {
+        out.clear();
+        out.extend_from_slice(&x.data);
+    }
+}
+
+fn dequantize_row(out: &mut [f32], matrix: &HostMatrix, row: u32) {
+    quant::dequantize(matrix.dtype, matrix.row(row as usize), out)
+        .expect("types and lengths were checked when the model was opened");
+}
+
+/// Sums in sixteen lanes, which the compiler turns into vectors.
+fn lane_sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; simd::LANES];
+    let chunks = values.chunks_exact(simd::LANES);
+    let rest: f32 = chunks.remainder().iter().map(|value| term(*value)).sum();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+fn layer_norm(out: &mut [f32], x: &[f32], norm: &Norm<Vec<f32>>) {
+    let count = x.len() as f32;
+    let mean = lane_sum(x, |value| value) / count;
+    let variance = lane_sum(x, |value| (value - mean) * (value - mean)) / count;
+    let scale = 1.0 / (variance + norm.eps).sqrt();
+    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
+        *out = (x - mean) * scale * weight + bias;
+    }
+}
+
+fn activate(x: &mut [f32], activation: Activation) {
+    use math::sigmoid;
+    use std::f32::consts::FRAC_1_SQRT_2;
+    match activation {
+        Activation::GeluErf => {
+            x.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + libm::erff(*x * FRAC_1_SQRT_2)));
+        }
+        Activation::GeluTanh => {
+            // 0.5 (1 + tanh(u)) = sigmoid(2 u), and 2 sqrt(2 / pi) = 1.5957691
+            x.iter_mut().for_each(|x| {
+                *x *= sigmoid(1.595_769_1 * (*x + 0.044_715 * *x * *x * *x));
+            });
+        }
+        Activation::GeluSigmoid => x.iter_mut().for_each(|x| *x *= sigmoid(1.702 * *x)),
+        Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
+        Activation::Silu => x.iter_mut().for_each(|x| *x *= sigmoid(*x)),
+        Activation::Tanh => x.iter_mut().for_each(|x| *x = 2.0 * sigmoid(2.0 * *x) - 1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::reference;
+
+    #[test]
+    fn activations_match_the_reference() {
+        for activation in [
+            Activation::GeluErf,
+            Activation::GeluTanh,
+            Activation::GeluSigmoid,
+            Activation::Relu,
+            Activation::Silu,
+            Activation::Tanh,
+        ] {
+            for i in -4000..4000 {
+                let x = i as f32 / 200.0;
+                let mut found = [x];
+                activate(&mut found, activation);
+                let expected = reference::activate(f64::from(x), activation);
+                let error = (f64::from(found[0]) - expected).abs();
+                assert!(error < 1e-6 * expected.abs().max(1.0), "{activation:?} {x}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! The kernels, once for all instruction sets.
+//!
+//! Everything here is inlined into the entry points of an instruction set (see [`entry_points`]), which is what
+//! makes the compiler use that set. Each element of a result has one accumulator of sixteen lanes that walks along K
+//! from start to end: how many rows or tokens are computed at once does not change a bit of it.
+#![allow(unsafe_code)]
+
+use super::{LANES, Lanes};
+use crate::backend::HostMatrix;
+use crate::format::DType;
+
+/// Rows of weights in one register tile.
+pub const TILE_ROWS: usize = 4;
+/// Tokens in one register tile.
+pub const TILE_TOKENS: usize = 4;
+
+/// How one weight type is read, sixteen elements at a time.
+trait WeightType {
+    /// Elements that are read together; a row of a block type is a multiple of it.
+    const STEP: usize;
+    /// Bytes of `STEP` elements.
+    const STEP_BYTES: usize;
+
+    /// Reads elements `16 * part ..` of the step at `from`.
+    ///
+    /// # Safety
+    /// `from` must be valid for `STEP_BYTES` bytes, and `L` usable.
+    unsafe fn load<L: Lanes>(from: *const u8, part: usize) -> L;
+}
+
+struct F32;
+struct F16;
+struct BF16;
+struct Q8_0;
+
+impl WeightType for F32 {
+    const STEP: usize = LANES;
+    const STEP_BYTES: usize = LANES * 4;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
+        // SAFETY: 16 elements of 4 bytes are there.
+        unsafe { L::load(from.cast()) }
+    }
+}
+
+impl WeightType for F16 {
+    const STEP: usize = LANES;
+    const STEP_BYTES: usize = LANES * 2;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
+        // SAFETY: 16 elements of 2 bytes are there.
+        unsafe { L::load_f16(from) }
+    }
+}
+
+impl WeightType for BF16 {
+    const STEP: usize = LANES;
+    const STEP_BYTES: usize = LANES * 2;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
+        // SAFETY: 16 elements of 2 bytes are there.
+        unsafe { L::load_bf16(from) }
+    }
+}
+
+impl WeightType for Q8_0 {
+    const STEP: usize = DType::Q8_0.block_size();
+    const STEP_BYTES: usize = DType::Q8_0.block_bytes();
+
+    // The product of the scale (11 bits) and a byte is exact in f32, so this is the dequantized weight.
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8, part: usize) -> L {
+        // SAFETY: a block is a scale of 2 bytes and 32 signed bytes, and `part` is 0 or 1.
+        unsafe {
+            let scale = L::f16(u16::from_le_bytes([*from, *from.add(1)]));
+            L::load_i8(from.add(2 + part * LANES)).mul(L::splat(scale))
+        }
+    }
+}
+
+/// See [`super::Isa::matmul_rows`].
+///
+/// # Safety
+/// `L` must be usable. The lengths were checked by the caller.
+#[inline(always)]
+pub unsafe fn matmul_rows<L: Lanes>(
+    out: &mut [f32],
+    weights: &HostMatrix,
+    first_row: usize,
+    x: &[f32],
+) {
+    // SAFETY: passed on.
+    unsafe {
+        match weights.dtype {
+            DType::F32 => typed_matmul_rows::<L, F32>(out, weights, first_row, x),
+            DType::F16 => typed_matmul_rows::<L, F16>(out, weights, first_row, x),
+            DType::BF16 => typed_matmul_rows::<L, BF16>(out, weights, first_row, x),
+            DType::Q8_0 => typed_matmul_rows::<L, Q8_0>(out, weights, first_row, x),
+            other => unreachable!("{other} was refused when the model was opened"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn typed_matmul_rows<L: Lanes, W: WeightType>(
+    out: &mut [f32],
+    weights: &HostMatrix,
+    first_row: usize,
+    x: &[f32],
+) {
+    let cols = weights.cols;
+    let tokens = x.len() / cols;
+    let rows = out.len() / tokens;
+    for row in (0..rows).step_by(TILE_ROWS) {
+        let height = TILE_ROWS.min(rows - row);
+        // A tile that sticks out repeats its last row, so that there is one kernel.
+        let tile_rows: [&[u8]; TILE_ROWS] =
+            std::array::from_fn(|i| weights.row(first_row + row + i.min(height - 1)));
+        let mut token = 0;
+        while token < tokens {
+            let left = tokens - token;
+            let x = &x[token * cols..];
+            let out = &mut out[row * tokens + token..];
+            // SAFETY: `L` is usable; the rows and `left` tokens have `cols` elements.
+            unsafe {
+                if left >= TILE_TOKENS {
+                    tile::<L, W, TILE_TOKENS>(out, tokens, height, tile_rows, x, cols);
+                    token += TILE_TOKENS;
+                } else if left >= 2 {
+                    tile::<L, W, 2>(out, tokens, height, tile_rows, x, cols);
+                    token += 2;
+                } else {
+                    tile::<L, W, 1>(out, tokens, height, tile_rows, x, cols);
+                    token += 1;
+                }
+            }
+        }
+    }
+}
+
+/// `out[r * stride + t] = rows[r] . x[t]` for a register tile of `TILE_ROWS` rows (the first `height` of them
+/// written) and `T` tokens.
+#[inline(always)]
+unsafe fn tile<L: Lanes, W: WeightType, const T: usize>(
+    out: &mut [f32],
+    stride: usize,
+    height: usize,
+    rows: [&[u8]; TILE_ROWS],
+    x: &[f32],
+    cols: usize,
+) {
+    // SAFETY: `L` is usable. Whole steps lie inside the rows and tokens, each `cols` elements long; what is left is
+    // first copied into a padded step.
+    unsafe {
+        let mut sums = [[L::zero(); T]; TILE_ROWS];
+        let steps = cols / W::STEP;
+        let mut row_pointers: [*const u8; TILE_ROWS] = std::array::from_fn(|r| rows[r].as_ptr());
+        let mut x_pointers: [*const f32; T] = std::array::from_fn(|t| x[t * cols..].as_ptr());
+        for _ in 0..steps {
+            accumulate::<L, W, T>(&mut sums, &row_pointers, &x_pointers);
+            row_pointers = row_pointers.map(|pointer| pointer.add(W::STEP_BYTES));
+            x_pointers = x_pointers.map(|pointer| pointer.add(W::STEP));
+        }
+        let rest = cols - steps * W::STEP;
+        if rest > 0 {
+            // Only types of single elements have a rest, and those have steps of at most 16 * 4 bytes.
+            let mut padded_rows = [[0u8; LANES * 4]; TILE_ROWS];
+            let mut padded_x = [[0f32; LANES]; T];
+            for (padded, row) in padded_rows.iter_mut().zip(rows) {
+                let row = &row[steps * W::STEP_BYTES..];
+                padded[..row.len()].copy_from_slice(row);
+            }
+            for (t, padded) in padded_x.iter_mut().enumerate() {
+                padded[..rest].copy_from_slice(&x[t * cols + steps * W::STEP..][..rest]);
+            }
+            let row_pointers = std::array::from_fn(|r| padded_rows[r].as_ptr());
+            let x_pointers = std::array::from_fn(|t| padded_x[t].as_ptr());
+            accumulate::<L, W, T>(&mut sums, &row_pointers, &x_pointers);
+        }
+        for (r, sums) in sums.iter().enumerate().take(height) {
+            for (t, sum) in sums.iter().enumerate() {
+                out[r * stride + t] = sum.sum();
+            }
+        }
+    }
+}
+
+/// Adds one step of products to the sums of a tile.
+#[inline(always)]
+unsafe fn accumulate<L: Lanes, W: WeightType, const T: usize>(
+    sums: &mut [[L; T]; TILE_ROWS],
+    rows: &[*const u8; TILE_ROWS],
+    x: &[*const f32; T],
+) {
+    // SAFETY: the pointers are valid for a step.
+    unsafe {
+        for part in 0..W::STEP / LANES {
+            let tokens: [L; T] = std::array::from_fn(|t| L::load(x[t].add(part * LANES)));
+            for r in 0..TILE_ROWS {
+                let weights: L = W::load(rows[r], part);
+                for t in 0..T {
+                    sums[r][t] = sums[r][t].mul_add(weights, tokens[t]);
+                }
+            }
+        }
+    }
+}
+
+/// See [`super::Isa::dot`].
+///
+/// # Safety
+/// `L` must be usable; `a` and `b` equally long.
+#[inline(always)]
+pub unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    // SAFETY: whole steps lie inside both slices; the rest is copied into padded ones.
+    unsafe {
+        let mut sum = L::zero();
+        let whole = a.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            sum = sum.mul_add(L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)));
+        }
+        let rest = a.len() - whole;
+        if rest > 0 {
+            let (mut padded_a, mut padded_b) = ([0f32; LANES], [0f32; LANES]);
+            padded_a[..rest].copy_from_slice(&a[whole..]);
+            padded_b[..rest].copy_from_slice(&b[whole..]);
+            sum = sum.mul_add(L::load(padded_a.as_ptr()), L::load(padded_b.as_ptr()));
+        }
+        sum.sum()
+    }
+}
+
+/// See [`super::Isa::add_weighted_rows`].
+///
+/// # Safety
+/// `L` must be usable; `rows` has a row as long as `sum` for each weight.
+#[inline(always)]
+pub unsafe fn add_weighted_rows<L: Lanes>(
+    sum: &mut [f32],
+    scale: f32,
+    weights: &[f32],
+    rows: &[f32],
+) {
+    let width = sum.len();
+    let whole = width / LANES * LANES;
+    // SAFETY: columns `i..i + 16` with `i < whole` lie inside `sum` and every row.
+    unsafe {
+        let scale_lanes = L::splat(scale);
+        for i in (0..whole).step_by(LANES) {
+            let mut lanes = L::load(sum.as_ptr().add(i)).mul(scale_lanes);
+            for (row, weight) in weights.iter().enumerate() {
+                let values = L::load(rows.as_ptr().add(row * width + i));
+                lanes = lanes.mul_add(L::splat(*weight), values);
+            }
+            lanes.store(sum.as_mut_ptr().add(i));
+        }
+    }
+    for i in whole..width {
+        let products = weights.iter().enumerate().map(|(row, w)| w * rows[row * width + i]);
+        sum[i] = products.fold(sum[i] * scale, |sum, product| sum + product);
+    }
+}
+
+/// The entry points of an instruction set: the kernels for its lanes, compiled with its features.
+macro_rules! entry_points {
+    ($lanes:ty $(, $feature:literal)?) => {
+        /// See [`kernels::matmul_rows`].
+        ///
+        /// # Safety
+        /// The instruction set must have been detected; the lengths are checked by the caller.
+        $(#[target_feature(enable = $feature)])?
+        pub unsafe fn matmul_rows(
+            out: &mut [f32],
+            weights: &HostMatrix,
+            first_row: usize,
+            x: &[f32],
+        ) {
+            // SAFETY: passed on.
+            unsafe { kernels::matmul_rows::<$lanes>(out, weights, first_row, x) }
+        }
+
+        /// See [`kernels::dot`].
+        ///
+        /// # Safety
+        /// The instruction set must have been detected; the lengths are checked by the caller.
+        $(#[target_feature(enable = $feature)])?
+        pub unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
+            // SAFETY: passed on.
+            unsafe { kernels::dot::<$lanes>(a, b) }
+        }
+
+        /// See [`kernels::add_weighted_rows`].
+        ///
+        /// # Safety
+        /// The instruction set must have been detected; the lengths are checked by the caller.
+        $(#[target_feature(enable = $feature)])?
+        pub unsafe fn add_weighted_rows(
+            sum: &mut [f32],
+            scale: f32,
+            weights: &[f32],
+            rows: &[f32],
+        ) {
+            // SAFETY: passed on.
+            unsafe { kernels::add_weighted_rows::<$lanes>(sum, scale, weights, rows) }
+        }
+    };
+}
+pub(super) use entry_points;

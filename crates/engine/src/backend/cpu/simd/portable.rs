@@ -1,0 +1,82 @@
+//! Sixteen lanes in plain Rust, for machines without a set of our own.
+#![allow(unsafe_code)]
+
+use super::kernels::{self, entry_points};
+use super::{LANES, Lanes};
+use crate::backend::HostMatrix;
+use std::array::from_fn;
+
+#[derive(Clone, Copy)]
+struct Portable([f32; LANES]);
+
+// SAFETY: reads and writes exactly what the trait names; needs no instruction set.
+unsafe impl Lanes for Portable {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Portable([0.0; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Portable([value; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: 16 f32 are there.
+        Portable(unsafe { from.cast::<[f32; LANES]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: there is room for 16 f32.
+        unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self {
+        // SAFETY: 16 elements of 2 bytes are there.
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        Portable(bytes.map(|bytes| half::f16::from_le_bytes(bytes).to_f32_const()))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: 16 elements of 2 bytes are there.
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        Portable(bytes.map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)))
+    }
+
+    #[inline(always)]
+    unsafe fn f16(bits: u16) -> f32 {
+        half::f16::from_bits(bits).to_f32_const()
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const u8) -> Self {
+        // SAFETY: 16 bytes are there.
+        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
+        Portable(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Portable(from_fn(|lane| self.0[lane] * other.0[lane]))
+    }
+
+    // Not `f32::mul_add`: without the instruction that is a call for each lane.
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        Portable(from_fn(|lane| self.0[lane] + a.0[lane] * b.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let eight: [f32; 8] = from_fn(|lane| self.0[lane] + self.0[lane + 8]);
+        let four: [f32; 4] = from_fn(|lane| eight[lane] + eight[lane + 4]);
+        let two: [f32; 2] = from_fn(|lane| four[lane] + four[lane + 2]);
+        two[0] + two[1]
+    }
+}
+
+entry_points!(Portable);

@@ -1,0 +1,141 @@
+//! Every instruction set of this machine against f64, and against the others.
+
+use super::*;
+use crate::format::{Bytes, DType};
+use crate::quant;
+
+/// A few thousand numbers around zero, from a seed.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn matrix(dtype: DType, rows: usize, cols: usize) -> HostMatrix {
+    let values = numbers(7, rows * cols);
+    let bytes: Vec<u8> = match dtype {
+        DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        DType::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        DType::Q8_0 => values
+            .chunks(32)
+            .flat_map(|block| {
+                let scale = half::f16::from_f32(block[0] / 64.0).to_le_bytes();
+                scale.into_iter().chain(block.iter().map(|v| (v * 127.0) as i8 as u8))
+            })
+            .collect(),
+        other => panic!("no test data for {other}"),
+    };
+    HostMatrix { rows, cols, dtype, bytes: Bytes::from(bytes) }
+}
+
+fn product_in_f64(weights: &HostMatrix, x: &[f32]) -> Vec<f64> {
+    let mut row = vec![0.0; weights.cols];
+    (0..weights.rows)
+        .flat_map(|r| {
+            quant::dequantize(weights.dtype, weights.row(r), &mut row).unwrap();
+            x.chunks(weights.cols)
+                .map(|x| x.iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum())
+                .collect::<Vec<f64>>()
+        })
+        .collect()
+}
+
+/// Rows, columns and tokens: whole tiles and what sticks out of them, whole steps of lanes and rests.
+const SHAPES: [(usize, usize, usize); 8] = [
+    (1, 32, 1),
+    (3, 64, 5),
+    (4, 96, 4),
+    (7, 320, 3),
+    (9, 768, 6),
+    (5, 33, 2),
+    (2, 1, 7),
+    (6, 47, 4),
+];
+
+#[test]
+fn products_are_right_for_every_type_and_odd_shape() {
+    for dtype in quant::SUPPORTED {
+        for (rows, cols, tokens) in SHAPES {
+            if !cols.is_multiple_of(dtype.block_size()) {
+                continue;
+            }
+            let weights = matrix(*dtype, rows, cols);
+            let x = numbers(11, tokens * cols);
+            let expected = product_in_f64(&weights, &x);
+            for isa in Isa::all() {
+                let mut out = vec![f32::NAN; rows * tokens];
+                isa.matmul_rows(&mut out, &weights, 0, &x);
+                for (found, expected) in out.iter().zip(&expected) {
+                    let error = (f64::from(*found) - expected).abs();
+                    assert!(
+                        error < 2e-6 * cols as f64,
+                        "{dtype} {isa:?} {rows}x{cols}: {found} {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_does_not_depend_on_the_rows_and_tokens_beside_it() {
+    for dtype in quant::SUPPORTED {
+        let (rows, cols, tokens) = (11, 160, 9);
+        let weights = matrix(*dtype, rows, cols);
+        let x = numbers(5, tokens * cols);
+        for isa in Isa::all() {
+            let mut all = vec![0.0; rows * tokens];
+            isa.matmul_rows(&mut all, &weights, 0, &x);
+            for row in 0..rows {
+                for token in 0..tokens {
+                    let mut one = [0.0];
+                    isa.matmul_rows(&mut one, &weights, row, &x[token * cols..][..cols]);
+                    assert_eq!(one[0].to_bits(), all[row * tokens + token].to_bits());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn vector_sets_agree_bit_for_bit() {
+    let sets = Isa::all();
+    let Some((first, rest)) = sets.get(1..).and_then(|sets| sets.split_first()) else { return };
+    for dtype in quant::SUPPORTED {
+        let weights = matrix(*dtype, 6, 224);
+        let x = numbers(3, 5 * 224);
+        let run = |isa: &Isa| {
+            let mut out = vec![0.0; 30];
+            isa.matmul_rows(&mut out, &weights, 0, &x);
+            out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        for isa in rest {
+            assert_eq!(run(first), run(isa), "{dtype} {isa:?}");
+        }
+    }
+}
+
+#[test]
+fn dot_and_weighted_rows_are_right_for_every_length() {
+    for isa in Isa::all() {
+        for length in 1..70 {
+            let (a, b) = (numbers(1, length), numbers(2, length));
+            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+            assert!((f64::from(isa.dot(&a, &b)) - expected).abs() < 1e-5);
+
+            let (weights, rows) = (numbers(3, 5), numbers(4, 5 * length));
+            let mut sum = a.clone();
+            isa.add_weighted_rows(&mut sum, 0.5, &weights, &rows);
+            for i in 0..length {
+                let added: f32 = (0..5).map(|row| weights[row] * rows[row * length + i]).sum();
+                assert!((sum[i] - (a[i] * 0.5 + added)).abs() < 1e-5, "{isa:?} {length} {i}");
+            }
+        }
+    }
+}

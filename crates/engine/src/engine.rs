@@ -1,0 +1,401 @@
+//! The engine: submit requests, step, read events.
+
+use crate::backend::cpu::Cpu;
+use crate::backend::reference::Reference;
+use crate::batch::{Batch, Logits};
+use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools};
+use crate::model::executor::{BatchLimits, Executor, load};
+use crate::model::forward::workspace_elements;
+use crate::model::{DecoderSource, Model, ModelError};
+use crate::sampler::{Sampler, SamplingError, TokenLogprobs, log_probabilities};
+use crate::scheduler::{Plan, Scheduler};
+use crate::sequence::{Event, FinishReason, Request, Sequence, SequenceId};
+use std::fmt;
+
+/// The most rows that get logits at once when a text is scored: enough to keep a product busy, few enough that the
+/// logits of a large vocabulary stay small.
+const SCORE_ROWS: usize = 64;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The slow definition, in f64.
+    Reference,
+    /// The CPU.
+    Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Device::Reference => "reference",
+            Device::Cpu => "cpu",
+        })
+    }
+}
+
+impl Device {
+    /// Bytes of one activation, key or value.
+    fn element_bytes(self) -> usize {
+        match self {
+            Device::Reference => size_of::<f64>(),
+            Device::Cpu => size_of::<f32>(),
+        }
+    }
+}
+
+/// How to run a model.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Where.
+    pub device: Device,
+    /// Positions of each sequence; the model's own limit if `None`.
+    pub context: Option<usize>,
+    /// Sequences that can run at once.
+    pub sequences: usize,
+    /// Rows of one step: longer prompts are computed in chunks. Changes no result.
+    pub chunk: usize,
+    /// CPU threads; the physical cores if `None`. Changes no result.
+    pub threads: Option<usize>,
+    /// The most bytes that weights, keys and values, and workspace may take.
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            device: Device::Cpu,
+            context: None,
+            sequences: 1,
+            chunk: 256,
+            threads: None,
+            memory_limit: None,
+        }
+    }
+}
+
+/// Bytes that a model takes, by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The weights, in the types of the file.
+    pub weights: u64,
+    /// The blocks of keys and values.
+    pub kv: u64,
+    /// Activations of the largest batch.
+    pub workspace: u64,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv).saturating_add(self.workspace)
+    }
+}
+
+/// Why the engine refuses a model or a request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The model is wrong.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The sampling options are wrong.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// More positions than the model knows.
+    #[error("the context of {asked} positions is not between 1 and the model's {limit}")]
+    Context {
+        /// Asked for.
+        asked: usize,
+        /// The model's own limit.
+        limit: usize,
+    },
+    /// Less memory than the plan needs.
+    #[error(
+        "the memory limit is {limit} bytes, but {} are needed: {} for weights, {} for keys and values of {sequences} \
+         sequences of {context} positions, {} for workspace",
+        plan.total(), plan.weights, plan.kv, plan.workspace
+    )]
+    MemoryLimit {
+        /// What may be used.
+        limit: u64,
+        /// What is needed.
+        plan: MemoryPlan,
+        /// Sequences planned for.
+        sequences: usize,
+        /// Positions of each.
+        context: usize,
+    },
+    /// The threads could not be started.
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        /// How many.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// Nothing to continue.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A prompt that does not fit.
+    #[error("the prompt has {tokens} tokens, but the context holds {context}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Positions of the context.
+        context: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {token} is not below the model's vocabulary size of {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+}
+
+/// A loaded model and the requests that it works on.
+pub struct Engine {
+    executor: Box<dyn Executor>,
+    scheduler: Scheduler,
+    kv: KvPools,
+    groups: usize,
+    context: usize,
+    chunk: usize,
+    vocab_size: usize,
+    logit_width: usize,
+    logits: Vec<f32>,
+    next_id: u64,
+}
+
+impl Engine {
+    /// Loads a model. `progress` is told the bytes loaded so far and in total.
+    ///
+    /// # Errors
+    /// When the options do not fit the model or its memory plan the limit.
+    pub fn new(
+        model: &Model,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, EngineError> {
+        let decoder = &model.description.decoder;
+        let limit = decoder.context_length;
+        let context = options.context.unwrap_or(limit);
+        if context == 0 || context > limit {
+            return Err(EngineError::Context { asked: context, limit });
+        }
+        let sequences = options.sequences.max(1);
+        let chunk = options.chunk.max(1);
+        let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
+        let groups = layout.groups(sequences, context, chunk);
+        let limits =
+            BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
+        let plan = memory_plan(model, options.device, &layout, &groups, limits);
+        if let Some(limit) = options.memory_limit
+            && plan.total() > limit
+        {
+            return Err(EngineError::MemoryLimit { limit, plan, sequences, context });
+        }
+
+        let mut done = 0;
+        let mut loaded = |bytes: usize| {
+            done += bytes as u64;
+            progress(done, plan.weights);
+        };
+        let executor = match options.device {
+            Device::Reference => {
+                load(Reference, model, layout.clone(), &groups, limits, &mut loaded)?
+            }
+            Device::Cpu => {
+                let threads = options.threads.unwrap_or_else(physical_cores);
+                let cpu =
+                    Cpu::new(threads).map_err(|source| EngineError::Threads { threads, source })?;
+                load(cpu, model, layout.clone(), &groups, limits, &mut loaded)?
+            }
+        };
+        Ok(Engine {
+            executor,
+            scheduler: Scheduler::new(sequences, limits.rows),
+            groups: groups.len(),
+            kv: KvPools::new(groups, limits.rows),
+            context,
+            chunk,
+            vocab_size: decoder.embedding.vocab_size,
+            logit_width: decoder.head.rows,
+            logits: Vec::new(),
+            next_id: 0,
+        })
+    }
+
+    /// Positions of each sequence.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Takes a request in; [`Engine::step`] works on it.
+    ///
+    /// # Errors
+    /// When the prompt is empty, too long or has unknown tokens, or an option is out of range.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId, EngineError> {
+        self.check_tokens(&request.tokens)?;
+        let sampler = Sampler::new(request.sampling, self.logit_width, &request.tokens)?;
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        let prompt_tokens = request.tokens.len();
+        // The token chosen last needs no position of its own, so a full context still gives one.
+        let room = self.context + 1 - prompt_tokens;
+        let new_tokens = request.max_tokens.map_or(room, |max_tokens| max_tokens.min(room));
+        self.scheduler.submit(Sequence {
+            id,
+            tokens: request.tokens,
+            prompt_tokens,
+            computed: 0,
+            max_length: prompt_tokens + new_tokens,
+            sampler,
+            choice: request.choice,
+            end_tokens: request.end_tokens,
+            logprobs: request.logprobs,
+            kv: None,
+        });
+        Ok(id)
+    }
+
+    /// Forgets a sequence; no more events of it follow.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.scheduler.remove(id, &mut self.kv);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Computes one batch: plan, forward, sample, commit.
+    pub fn step(&mut self) -> Vec<Event> {
+        let Plan { batch, sampled } = self.scheduler.plan(&mut self.kv, self.groups);
+        if batch.is_empty() {
+            return Vec::new();
+        }
+        self.executor.forward(&batch, &mut self.logits);
+        let mut events = Vec::new();
+        for (id, logits) in sampled.iter().zip(self.logits.chunks_exact(self.logit_width)) {
+            let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
+            if !commit(sequence, logits, &mut events) {
+                self.scheduler.remove(*id, &mut self.kv);
+            }
+        }
+        events
+    }
+
+    /// Computes the logits of every token of a text and hands them to `sink` row by row, with the row's index.
+    ///
+    /// # Errors
+    /// When the text is empty, too long for the context or has unknown tokens, or all sequences are taken.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.check_tokens(tokens)?;
+        let Some(mut blocks) = self.kv.reserve(tokens.len()) else {
+            let context = self.context;
+            return Err(EngineError::PromptTooLong { tokens: tokens.len(), context });
+        };
+        let rows = self.chunk.min(SCORE_ROWS);
+        for (index, chunk) in tokens.chunks(rows).enumerate() {
+            let start = index * rows;
+            self.kv.extend(&mut blocks, start, start + chunk.len());
+            let mut batch = Batch::new(self.groups);
+            batch.push(chunk, start, &blocks.tables, Logits::All);
+            self.executor.forward(&batch, &mut self.logits);
+            for (offset, logits) in self.logits.chunks_exact(self.logit_width).enumerate() {
+                sink(start + offset, logits);
+            }
+        }
+        self.kv.release(blocks);
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if tokens.len() > self.context {
+            return Err(EngineError::PromptTooLong { tokens: tokens.len(), context: self.context });
+        }
+        match tokens.iter().find(|token| **token as usize >= self.vocab_size) {
+            Some(&token) => Err(EngineError::UnknownToken { token, vocab_size: self.vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Chooses the next token of a sequence, and says whether the sequence goes on.
+fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> bool {
+    let id = sequence.id;
+    let finish = |events: &mut Vec<Event>, reason| {
+        events.push(Event::Finished { sequence: id, reason });
+        false
+    };
+    if sequence.tokens.len() >= sequence.max_length {
+        return finish(events, FinishReason::Length);
+    }
+    let position = sequence.tokens.len() as u64;
+    let (token, logprobs) = match choose(sequence, logits, position) {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            events.push(Event::Failed { sequence: id, error });
+            return false;
+        }
+    };
+    sequence.sampler.accept(token);
+    sequence.tokens.push(token);
+    events.push(Event::Token { sequence: id, token, logprobs });
+    if sequence.end_tokens.contains(&token) {
+        return finish(events, FinishReason::Stop);
+    }
+    if sequence.tokens.len() >= sequence.max_length {
+        return finish(events, FinishReason::Length);
+    }
+    true
+}
+
+fn choose(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    position: u64,
+) -> Result<(u32, Option<TokenLogprobs>), SamplingError> {
+    let token = sequence.sampler.sample(logits, position, sequence.choice)?;
+    let logprobs =
+        sequence.logprobs.map(|top| log_probabilities(logits, token, top)).transpose()?;
+    Ok((token, logprobs))
+}
+
+/// What a model takes on a device with these groups and limits.
+fn memory_plan(
+    model: &Model,
+    device: Device,
+    layout: &KvLayout,
+    groups: &[KvGroup],
+    limits: BatchLimits,
+) -> MemoryPlan {
+    let decoder: &DecoderSource = &model.description.decoder;
+    let element = device.element_bytes() as u64;
+    let kv_elements = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
+        let positions = groups[*group].blocks.saturating_mul(BLOCK_SIZE) as u64;
+        positions.saturating_mul(2 * layer.attention.shape.kv_width() as u64)
+    });
+    let workspace = workspace_elements(decoder, limits.rows, limits.logit_rows) as u64;
+    MemoryPlan {
+        weights: model.weight_bytes(),
+        kv: kv_elements.fold(0, u64::saturating_add).saturating_mul(element),
+        workspace: workspace.saturating_mul(element),
+    }
+}
+
+/// Physical cores that this process may use: a second thread on a core gains nothing where memory is the limit.
+fn physical_cores() -> usize {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    num_cpus::get_physical().clamp(1, available)
+}

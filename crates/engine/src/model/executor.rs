@@ -1,0 +1,67 @@
+//! A loaded model on a backend, behind one call that does not name the backend.
+
+use super::forward::{Scratch, forward};
+use super::spec::Decoder;
+use super::weights::Load;
+use super::{Model, ModelError};
+use crate::backend::Backend;
+use crate::batch::Batch;
+use crate::kv::{KvGroup, KvLayout};
+
+/// Runs batches through a loaded model.
+pub trait Executor: Send {
+    /// Computes `batch` and leaves the logits of its wanted rows, (logit_rows, head rows), in `logits`.
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>);
+}
+
+/// The largest batch that an executor has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Rows of one batch.
+    pub rows: usize,
+    /// Rows that want logits.
+    pub logit_rows: usize,
+}
+
+struct Loaded<B: Backend> {
+    backend: B,
+    decoder: Decoder<B::Matrix, B::Vector>,
+    layout: KvLayout,
+    kv: Vec<B::Kv>,
+    scratch: Scratch<B>,
+}
+
+/// Loads the weights of `model` into `backend`, with room for the KV blocks of `groups`. `loaded` is told the bytes
+/// of each tensor.
+///
+/// # Errors
+/// When a tensor is missing; [`Model::open`] has checked all.
+pub fn load<B: Backend + 'static>(
+    mut backend: B,
+    model: &Model,
+    layout: KvLayout,
+    groups: &[KvGroup],
+    limits: BatchLimits,
+    loaded: &mut dyn FnMut(usize),
+) -> Result<Box<dyn Executor>, ModelError> {
+    let mut load = Load { checkpoint: &model.checkpoint, backend: &mut backend, loaded };
+    let decoder = model.description.decoder.map(&mut load)?;
+    let kv = decoder
+        .layers
+        .iter()
+        .zip(&layout.group_of_layer)
+        .map(|(layer, group)| backend.kv(groups[*group].blocks, &layer.attention.shape))
+        .collect();
+    let scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
+    Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch }))
+}
+
+impl<B: Backend> Executor for Loaded<B> {
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) {
+        let Loaded { backend, decoder, layout, kv, scratch } = self;
+        backend.run(|backend| {
+            let out = forward(backend, decoder, layout, kv, batch, scratch);
+            backend.read(logits, out);
+        });
+    }
+}

@@ -1,0 +1,85 @@
+//! The model families: each file maps a checkpoint's configuration and tensor names to a decoder.
+
+mod gpt2;
+mod json;
+
+use super::{ModelDescription, ModelError, file_name};
+use crate::format::{Checkpoint, gguf, hugging_face};
+use json::Json;
+
+/// One family: how it is called in each format, and how it is read from it.
+struct Family {
+    /// `general.architecture` in GGUF.
+    gguf: &'static str,
+    /// `model_type` in `config.json`.
+    hugging_face: &'static str,
+    from_gguf: fn(&Checkpoint, &gguf::Metadata) -> Result<ModelDescription, ModelError>,
+    from_hugging_face: fn(&Checkpoint, &Json) -> Result<ModelDescription, ModelError>,
+}
+
+const FAMILIES: &[Family] = &[Family {
+    gguf: "gpt2",
+    hugging_face: "gpt2",
+    from_gguf: gpt2::from_gguf,
+    from_hugging_face: gpt2::from_hugging_face,
+}];
+
+/// The names of all families, as GGUF has them.
+pub fn names() -> Vec<&'static str> {
+    FAMILIES.iter().map(|family| family.gguf).collect()
+}
+
+/// Reads the description of a model from GGUF metadata.
+pub fn from_gguf(
+    checkpoint: &Checkpoint,
+    metadata: &gguf::Metadata,
+) -> Result<ModelDescription, ModelError> {
+    let architecture = metadata.architecture()?;
+    let Some(family) = FAMILIES.iter().find(|family| family.gguf == architecture) else {
+        return Err(ModelError::UnknownArchitecture {
+            file: file_name(checkpoint),
+            found: architecture.to_string(),
+        });
+    };
+    let mut description = (family.from_gguf)(checkpoint, metadata)?;
+    description.name = metadata.string("general.name")?.map(str::to_string);
+    let generation = &mut description.generation;
+    generation.temperature = metadata.f32("general.sampling.temp")?;
+    generation.top_k = metadata.u32("general.sampling.top_k")?;
+    generation.top_p = metadata.f32("general.sampling.top_p")?;
+    generation.min_p = metadata.f32("general.sampling.min_p")?;
+    generation.repeat_penalty = metadata.f32("general.sampling.penalty_repeat")?;
+    Ok(description)
+}
+
+/// Reads the description of a model from a Hugging Face directory's JSON files.
+pub fn from_hugging_face(
+    checkpoint: &Checkpoint,
+    files: &hugging_face::Files,
+) -> Result<ModelDescription, ModelError> {
+    let config = Json::new(files.directory.join("config.json"), &files.config);
+    let model_type =
+        config.string("model_type")?.ok_or_else(|| config.missing("model_type", "a name"))?;
+    let Some(family) = FAMILIES.iter().find(|family| family.hugging_face == model_type) else {
+        return Err(ModelError::UnknownArchitecture {
+            file: config.file(),
+            found: model_type.to_string(),
+        });
+    };
+    let mut description = (family.from_hugging_face)(checkpoint, &config)?;
+    description.end_tokens = config.ids("eos_token_id")?;
+    if let Some(map) = &files.generation_config {
+        let generation_config = Json::new(files.directory.join("generation_config.json"), map);
+        let ids = generation_config.ids("eos_token_id")?;
+        if !ids.is_empty() {
+            description.end_tokens = ids;
+        }
+        let generation = &mut description.generation;
+        generation.temperature = generation_config.f32("temperature")?;
+        generation.top_k = generation_config.u32("top_k")?;
+        generation.top_p = generation_config.f32("top_p")?;
+        generation.min_p = generation_config.f32("min_p")?;
+        generation.repeat_penalty = generation_config.f32("repetition_penalty")?;
+    }
+    Ok(description)
+}

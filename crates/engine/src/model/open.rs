@@ -1,0 +1,118 @@
+//! Opening a model: the checkpoint, what it computes, and its tokenizer.
+
+use super::spec::{MapWeights, TensorSource};
+use super::{ModelDescription, ModelError, describe};
+use crate::format::{Checkpoint, Source, gguf};
+use crate::tokenizer::{GgufTokenizer, Tokenizer};
+use std::path::Path;
+
+/// An opened model: checked, but no weight loaded yet.
+pub struct Model {
+    /// The file or directory.
+    pub checkpoint: Checkpoint,
+    /// What it computes.
+    pub description: ModelDescription,
+    /// How it reads text; `None` for a checkpoint without a tokenizer.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl Model {
+    /// Opens a `.gguf` file or a Hugging Face directory and checks everything but the values of the weights.
+    ///
+    /// # Errors
+    /// When the files are damaged, contradict each other or hold what we cannot run.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        Self::from_checkpoint(Checkpoint::open(path)?)
+    }
+
+    /// Opens a GGUF that is part of the program; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self, ModelError> {
+        Self::from_checkpoint(Checkpoint::from_static(name, bytes)?)
+    }
+
+    fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, ModelError> {
+        let description = describe(&checkpoint)?;
+        let tokenizer = open_tokenizer(&checkpoint)?;
+        Ok(Model { checkpoint, description, tokenizer })
+    }
+
+    /// The ids that end an answer: the tokenizer's and the configuration's.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut ids = self.description.end_tokens.clone();
+        if let Some(tokenizer) = &self.tokenizer {
+            ids.extend(&tokenizer.metadata().end_tokens);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Bytes of the weights that the decoder uses, in the types of the file.
+    pub fn weight_bytes(&self) -> u64 {
+        let mut sum = Sum { checkpoint: &self.checkpoint, bytes: 0 };
+        match self.description.decoder.map(&mut sum) {
+            Ok(_) => sum.bytes,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// Adds up the bytes of the tensors of a decoder.
+struct Sum<'a> {
+    checkpoint: &'a Checkpoint,
+    bytes: u64,
+}
+
+impl MapWeights<TensorSource, TensorSource> for Sum<'_> {
+    type Matrix = ();
+    type Vector = ();
+    type Error = std::convert::Infallible;
+
+    fn matrix(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
+        let bytes = self.checkpoint.tensor(&source.name).map_or(0, |tensor| tensor.byte_len());
+        self.bytes += bytes as u64;
+        Ok(())
+    }
+
+    fn vector(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
+        self.matrix(source)
+    }
+}
+
+/// The tokenizer that comes with a checkpoint, if there is one.
+fn open_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
+    match checkpoint.source() {
+        Source::HuggingFace(files) => Ok(Tokenizer::from_directory(&files.directory)?),
+        Source::Gguf(metadata) => gguf_tokenizer(metadata),
+    }
+}
+
+fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokenizer>, ModelError> {
+    // llama.cpp's two names for a file that has none.
+    let model = match metadata.string("tokenizer.ggml.model")? {
+        None | Some("no_vocab" | "none") => return Ok(None),
+        Some(model) => model,
+    };
+    let fields = GgufTokenizer {
+        model,
+        pre: metadata.string("tokenizer.ggml.pre")?,
+        tokens: metadata.require_strings("tokenizer.ggml.tokens")?,
+        token_types: metadata.i32s("tokenizer.ggml.token_type")?,
+        merges: metadata.strings("tokenizer.ggml.merges")?,
+        scores: metadata.f32s("tokenizer.ggml.scores")?,
+        bos: metadata.u32("tokenizer.ggml.bos_token_id")?,
+        eos: metadata.u32("tokenizer.ggml.eos_token_id")?,
+        eot: metadata.u32("tokenizer.ggml.eot_token_id")?,
+        eom: metadata.u32("tokenizer.ggml.eom_token_id")?,
+        pad: metadata.u32("tokenizer.ggml.padding_token_id")?,
+        unknown: metadata.u32("tokenizer.ggml.unknown_token_id")?,
+        add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
+        add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,
+        add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?,
+        chat_template: metadata.string("tokenizer.chat_template")?,
+    };
+    Ok(Some(Tokenizer::from_gguf(fields)?))
+}

@@ -1,0 +1,93 @@
+//! One request on its way: its tokens, its limits, and how far it is computed.
+
+use crate::kv::KvSequence;
+use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+
+/// The name of a sequence, unique in its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The prompt; not empty, and no longer than the context.
+    pub tokens: Vec<u32>,
+    /// The most tokens to generate; as many as the context holds if `None`.
+    pub max_tokens: Option<usize>,
+    /// How to choose tokens.
+    pub sampling: SamplingOptions,
+    /// Which of several answers to the same prompt this is; part of the key of the random numbers.
+    pub choice: u32,
+    /// Tokens that end the answer.
+    pub end_tokens: Vec<u32>,
+    /// How many of the most probable tokens to report beside each chosen one; no log-probabilities if `None`.
+    pub logprobs: Option<usize>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token was chosen.
+    Stop,
+    /// The most tokens were generated, or the context is full.
+    Length,
+}
+
+/// What a step did.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A token was chosen.
+    Token {
+        /// For this sequence.
+        sequence: SequenceId,
+        /// The token.
+        token: u32,
+        /// Its log-probability and those of the most probable tokens, if asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// A sequence ended; no more events of it follow.
+    Finished {
+        /// This sequence.
+        sequence: SequenceId,
+        /// Why.
+        reason: FinishReason,
+    },
+    /// A sequence cannot go on; no more events of it follow.
+    Failed {
+        /// This sequence.
+        sequence: SequenceId,
+        /// Why.
+        error: SamplingError,
+    },
+}
+
+/// A request that waits or runs.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub id: SequenceId,
+    /// Prompt and chosen tokens.
+    pub tokens: Vec<u32>,
+    pub prompt_tokens: usize,
+    /// Tokens whose keys and values are stored.
+    pub computed: usize,
+    /// The length at which the answer is cut.
+    pub max_length: usize,
+    pub sampler: Sampler,
+    pub choice: u32,
+    pub end_tokens: Vec<u32>,
+    pub logprobs: Option<usize>,
+    /// The blocks, once it runs.
+    pub kv: Option<KvSequence>,
+}
+
+impl Sequence {
+    /// Positions whose keys and values will be stored at the most: the last token chosen is never computed.
+    pub fn max_positions(&self) -> usize {
+        self.max_length.saturating_sub(1).max(self.prompt_tokens)
+    }
+
+    /// Whether what is left to compute is more than the token just chosen.
+    pub fn in_prefill(&self) -> bool {
+        self.computed < self.prompt_tokens
+    }
+}

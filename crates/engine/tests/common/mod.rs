@@ -1,0 +1,86 @@
+//! Reading `testdata/golden`, and what tests do with it.
+// Each test file uses its own part of this.
+#![allow(dead_code, reason = "compiled into several test files, each of which uses a part")]
+
+use oxgpt_engine::engine::{Device, Engine, EngineOptions};
+use oxgpt_engine::model::Model;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// One line of `testdata/golden/index.json`.
+#[derive(Debug, Deserialize)]
+pub struct Case {
+    pub name: String,
+    pub model: String,
+    pub golden: String,
+    pub dtype: String,
+    pub sequences: usize,
+}
+
+impl Case {
+    pub fn model_path(&self) -> PathBuf {
+        testdata().join("golden").join(&self.model)
+    }
+
+    pub fn golden_path(&self) -> PathBuf {
+        testdata().join("golden").join(&self.golden)
+    }
+}
+
+/// The folder of test data.
+pub fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
+}
+
+/// All golden checkpoints.
+pub fn cases() -> Vec<Case> {
+    let index = std::fs::read(testdata().join("golden/index.json")).unwrap();
+    serde_json::from_slice(&index).unwrap()
+}
+
+/// The golden checkpoint called `name`.
+pub fn case(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name == name).unwrap()
+}
+
+/// What `transformers` computed for one checkpoint.
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn read(path: &Path) -> Self {
+        Golden(std::fs::read(path).unwrap())
+    }
+
+    pub fn ids(&self, kind: &str, sequence: usize) -> Vec<u32> {
+        self.words(&format!("{kind}.{sequence}")).map(u32::from_le_bytes).collect()
+    }
+
+    pub fn logits(&self, sequence: usize) -> Vec<f32> {
+        self.words(&format!("logits.{sequence}")).map(f32::from_le_bytes).collect()
+    }
+
+    fn words(&self, name: &str) -> impl Iterator<Item = [u8; 4]> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let data = file.tensor(name).unwrap().data().to_vec();
+        let words: Vec<[u8; 4]> = data.as_chunks().0.to_vec();
+        words.into_iter()
+    }
+}
+
+/// An engine with room for `sequences` sequences that computes prompts in chunks of `chunk`.
+pub fn engine(model: &Model, device: Device, chunk: usize, sequences: usize) -> Engine {
+    let options =
+        EngineOptions { device, chunk, sequences, threads: Some(2), ..EngineOptions::default() };
+    Engine::new(model, &options, &mut |_, _| {}).unwrap()
+}
+
+/// `|found - expected| / |expected|`
+pub fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |x: f64| x * x;
+    let difference: f64 =
+        found.iter().zip(expected).map(|(f, e)| square(f64::from(*f) - f64::from(*e))).sum();
+    let norm: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
+    (difference / norm).sqrt()
+}
