@@ -13,7 +13,7 @@ macro_rules! dtypes {
         /// The type of a tensor's elements: a plain number, or a block of quantized ones.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[allow(non_camel_case_types)] // the field's names, as the files and their authors spell them
-        #[allow(missing_docs)]
+        #[allow(missing_docs)] // what a type is stands in the macro's rows and in `quant`
         pub enum DType { $($variant,)* }
 
         impl DType {
@@ -51,6 +51,8 @@ dtypes! {
     Q5_0, "Q5_0", Some(6), 32, 22;
     Q5_1, "Q5_1", Some(7), 32, 24;
     Q8_0, "Q8_0", Some(8), 32, 34;
+    // Some versions of the `gguf` package say 40, from when scale and sum were F32 in ggml. The type is
+    // for activations: files do not have it.
     Q8_1, "Q8_1", Some(9), 32, 36;
     Q2_K, "Q2_K", Some(10), 256, 84;
     Q3_K, "Q3_K", Some(11), 256, 110;

@@ -19,6 +19,9 @@ pub enum FormatError {
     #[error("{file} has {found} bytes, more than the {limit} that a file of its kind may have")]
     FileTooLarge { file: String, found: u64, limit: u64 },
 
+    #[error("{file} is a Git LFS pointer, expected the file that it stands for (git lfs pull)")]
+    LfsPointer { file: String },
+
     // ---- GGUF: the header ----
     #[error("{file} is not a GGUF file: expected it to start with \"GGUF\", found {found}")]
     NotGguf { file: String, found: String },
@@ -155,6 +158,14 @@ impl FormatError {
     pub(super) fn io(file: &Path, action: &'static str, cause: std::io::Error) -> Self {
         Self::Io { file: file.display().to_string(), action, cause }
     }
+}
+
+/// Recognises what a clone without Git LFS has in place of large files, of any format.
+pub(super) fn refuse_lfs_pointer(file: &str, bytes: &[u8]) -> Result<(), FormatError> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        return Err(FormatError::LfsPointer { file: file.to_owned() });
+    }
+    Ok(())
 }
 
 /// A string from a file as a message shows it: control characters escaped, and not at any length.

@@ -12,7 +12,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::dtype::DType;
-use super::error::FormatError;
+use super::error::{FormatError, refuse_lfs_pointer};
 use super::tensor::TensorInfo;
 
 /// The limit of the `safetensors` crate.
@@ -26,6 +26,7 @@ pub(super) fn parse(
     bytes: &[u8],
     index: usize,
 ) -> Result<Vec<TensorInfo>, FormatError> {
+    refuse_lfs_pointer(file, bytes)?;
     let Some(length) = bytes.first_chunk::<LENGTH_BYTES>() else {
         return Err(truncated(
             file,
@@ -48,7 +49,10 @@ pub(super) fn parse(
     let Some((header, data)) = rest.split_at_checked(length as usize) else {
         return Err(truncated(file, "the header", LENGTH_BYTES as u64, length, rest.len()));
     };
-    let Header(mut entries) = serde_json::from_slice(header).map_err(|cause| json(file, &cause))?;
+    // Copied before its strings are checked: the file is mapped and could change in between.
+    let header = header.to_vec();
+    let Header(mut entries) =
+        serde_json::from_slice(&header).map_err(|cause| json(file, &cause))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
 
     let data_start = LENGTH_BYTES + header.len();
@@ -251,6 +255,12 @@ mod tests {
             let error = parse("m", &length.to_le_bytes(), 0).unwrap_err();
             assert!(matches!(error, FormatError::HeaderTooLong { .. }), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_git_lfs_pointer_is_recognised() {
+        let error = parse("m", b"version https://git-lfs.github.com/spec/v1\noid", 0).unwrap_err();
+        assert!(matches!(error, FormatError::LfsPointer { .. }), "{error:?}");
     }
 
     #[test]

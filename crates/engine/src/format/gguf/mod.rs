@@ -23,7 +23,7 @@ pub(super) use split::{from_bytes, open};
 pub use value::{Array, Value};
 
 use super::dtype::DType;
-use super::error::FormatError;
+use super::error::{FormatError, refuse_lfs_pointer};
 use super::tensor::TensorInfo;
 use reader::{Part, Reader};
 
@@ -46,6 +46,7 @@ pub(super) fn parse(
     bytes: &[u8],
     index: usize,
 ) -> Result<(Metadata, Vec<TensorInfo>), FormatError> {
+    refuse_lfs_pointer(file, bytes)?;
     match bytes.get(..4) {
         Some(b"GGUF") => {}
         Some(b"FUGG") => return Err(FormatError::BigEndian { file: file.to_owned() }),
@@ -207,8 +208,6 @@ fn no_overlap(file: &str, tensors: &[TensorInfo]) -> Result<(), FormatError> {
 fn describe_start(bytes: &[u8]) -> String {
     let known = if bytes.is_empty() {
         "an empty file"
-    } else if bytes.starts_with(b"version https://git-lfs") {
-        "a Git LFS pointer, whose file is yet to be downloaded"
     } else if bytes.starts_with(b"PK\x03\x04") {
         "a zip archive, as PyTorch writes"
     } else if [b"lmgg", b"fmgg", b"tjgg"].iter().any(|magic| bytes.starts_with(*magic)) {

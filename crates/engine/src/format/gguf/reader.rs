@@ -100,8 +100,9 @@ impl<'a> Reader<'a> {
     /// A string: its length in bytes as u64, then its bytes.
     pub fn string(&mut self, part: Part<'_>) -> Result<String, FormatError> {
         let bytes = self.u64(part)?;
-        match std::str::from_utf8(self.take(bytes, part)?) {
-            Ok(text) => Ok(text.to_owned()),
+        // Copied before it is checked: the file is mapped and could change in between.
+        match String::from_utf8(self.take(bytes, part)?.to_vec()) {
+            Ok(text) => Ok(text),
             Err(_) => {
                 Err(FormatError::NotUtf8 { file: self.file.to_owned(), what: part.to_string() })
             }

@@ -139,7 +139,6 @@ fn what_is_not_gguf_is_recognised() {
     for (start, found) in [
         (&b""[..], "an empty file"),
         (b"GGU", "\"GGU\""),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
         (b"PK\x03\x04....", "zip archive"),
         (b"tjgg\x03\0\0\0", "old GGML file"),
         (b"\x40\0\0\0\0\0\0\0{\"a\":", "safetensors file"),
@@ -149,6 +148,13 @@ fn what_is_not_gguf_is_recognised() {
         assert!(matches!(error, FormatError::NotGguf { .. }), "{error:?}");
         assert!(error.to_string().contains(found), "{error}");
     }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_recognised() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid".to_vec();
+    let error = Checkpoint::from_gguf_bytes("m.gguf", Bytes::from(pointer)).unwrap_err();
+    assert!(matches!(error, FormatError::LfsPointer { .. }), "{error:?}");
 }
 
 #[test]

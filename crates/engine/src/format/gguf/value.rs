@@ -6,7 +6,7 @@ use super::super::error::quote;
 
 /// A value: one of the 13 types of the GGUF specification.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // each variant holds the Rust type of its name
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -25,7 +25,7 @@ pub enum Value {
 
 /// An array, stored as one vector of its element type: a vocabulary has hundreds of thousands.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // each variant holds the Rust type of its name
 pub enum Array {
     U8(Vec<u8>),
     I8(Vec<i8>),
