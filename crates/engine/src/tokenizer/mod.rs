@@ -28,6 +28,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedVocabulary, NormalizerWrapper, PreTokenizerWrapper};
 
 pub use self::encode::{EncodeOptions, Segment};
+pub(crate) use self::encode::{is_private_use, private_use};
 pub use self::error::TokenizerError;
 pub use self::from_gguf::GgufTokenizer;
 pub use self::metadata::{TokenizerKind, TokenizerMetadata};
