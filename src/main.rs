@@ -1,4 +1,38 @@
-//! The `oxgpt` program.
+//! The `oxgpt` program: one `match` from command to function.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod inspect;
+mod logits;
+mod open;
+mod perplexity;
+mod run;
+mod tokenize;
+
+use args::{Args, Command};
+use std::io;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let Args { model, command } = Args::read();
+    let result = match &command {
+        Command::Run(args) => run::run(&model, args),
+        Command::Logits(args) => logits::logits(&model, args),
+        Command::Tokenize(args) => tokenize::tokenize(&model, args),
+        Command::Perplexity(args) => perplexity::perplexity(&model, args),
+        Command::Inspect(args) => inspect::inspect(&model, args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough, as in `oxgpt run ... | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

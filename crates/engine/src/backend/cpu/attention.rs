@@ -85,11 +85,12 @@ fn attend_head(
     let first_visible = shape.first_visible(position);
     let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
     out.fill(0.0);
-    for block in first_visible / BLOCK_SIZE..=position / BLOCK_SIZE {
-        let block_start = block * BLOCK_SIZE;
+    let blocks = first_visible / BLOCK_SIZE..=position / BLOCK_SIZE;
+    for (index, block) in blocks.clone().zip(&table[blocks]) {
+        let block_start = index * BLOCK_SIZE;
         let first = first_visible.max(block_start) - block_start;
         let count = (position + 1 - block_start).min(BLOCK_SIZE) - first;
-        let offset = Kv::offset(table[block], kv_head, shape) + first * head_dim;
+        let offset = Kv::offset(*block, kv_head, shape) + first * head_dim;
         let keys = &kv.keys[offset..][..count * head_dim];
         let values = &kv.values[offset..][..count * head_dim];
 

@@ -274,9 +274,9 @@ fn activate(x: &mut [f32], activation: Activation) {
             x.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + libm::erff(*x * FRAC_1_SQRT_2)));
         }
         Activation::GeluTanh => {
-            // 0.5 (1 + tanh(u)) = sigmoid(2 u), and 2 sqrt(2 / pi) = 1.5957691
+            // 0.5 (1 + tanh(u)) = sigmoid(2 u), and 2 sqrt(2 / pi) = 1.595769
             x.iter_mut().for_each(|x| {
-                *x *= sigmoid(1.595_769_1 * (*x + 0.044_715 * *x * *x * *x));
+                *x *= sigmoid(1.595_769 * (*x + 0.044_715 * *x * *x * *x));
             });
         }
         Activation::GeluSigmoid => x.iter_mut().for_each(|x| *x *= sigmoid(1.702 * *x)),

@@ -1,6 +1,6 @@
 //! The vector instructions behind the CPU backend, chosen here and nowhere else.
 //!
-//! [`Lanes`] is sixteen f32 lanes; each instruction set implements it in a file of its own, and the kernels are
+//! `Lanes` is sixteen f32 lanes; each instruction set implements it in a file of its own, and the kernels are
 //! written once on top. All sets sum in the same sixteen lanes and the same tree, so AVX2 and AVX-512 give bit for
 //! bit the same results; only the portable one differs, since it has no fused multiply-add.
 
@@ -66,14 +66,16 @@ enum Kind {
 macro_rules! dispatch {
     ($isa:expr, $function:ident ( $($argument:expr),* )) => {
         match $isa.0 {
-            // SAFETY: an `Isa` exists only for an instruction set that was detected.
             #[allow(unsafe_code)]
+            // SAFETY: the portable lanes need no instruction set.
             Kind::Portable => unsafe { portable::$function($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
             Kind::Avx2 => unsafe { avx2::$function($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
             Kind::Avx512 => unsafe { avx512::$function($($argument),*) },
         }
     };

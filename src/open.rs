@@ -1,0 +1,114 @@
+//! Opening the model that the command line names, and the engine that runs it.
+
+use crate::args::{DeviceArg, EngineArgs, ModelArgs};
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use oxgpt_engine::backend::cpu::simd::Isa;
+use oxgpt_engine::engine::{Device, Engine, EngineOptions};
+use oxgpt_engine::model::Model;
+use oxgpt_engine::tokenizer::Tokenizer;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The model that answers where none is named.
+static DEMO: &[u8] = include_bytes!("../models/demo.gguf");
+
+/// What errors call the built-in model.
+const DEMO_NAME: &str = "the built-in demo model";
+
+/// Loads shorter than this show no progress.
+const QUIET_LOAD: Duration = Duration::from_millis(500);
+
+/// The path of a model, or `None` for the built-in one.
+fn path(args: &ModelArgs) -> Option<&Path> {
+    // An empty variable in the environment is as good as none.
+    args.model.as_deref().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Opens the model of the command line, without loading its weights.
+pub fn model(args: &ModelArgs) -> Result<Model> {
+    model_at(path(args))
+}
+
+/// Opens the model at `path`, or the built-in one.
+pub fn model_at(path: Option<&Path>) -> Result<Model> {
+    match path {
+        None => Ok(Model::from_static(DEMO_NAME, DEMO)?),
+        Some(path) => {
+            check_exists(path)?;
+            Ok(Model::open(path)?)
+        }
+    }
+}
+
+/// Opens the tokenizer of the command line's model; its weights may be missing.
+pub fn tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
+    let name = || path(args).map_or(DEMO_NAME.to_string(), |path| path.display().to_string());
+    let tokenizer = match path(args) {
+        Some(path) if path.is_dir() => Tokenizer::from_directory(path)?,
+        path => model_at(path)?.tokenizer,
+    };
+    tokenizer.with_context(|| format!("{}: the model has no tokenizer", name()))
+}
+
+fn check_exists(path: &Path) -> Result<()> {
+    if !path.exists() {
+        bail!(
+            "{}: no such file or directory (expected a .gguf file or a model directory)",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The device that was asked for, if this version has it.
+pub fn device(device: DeviceArg) -> Result<Device> {
+    match device {
+        DeviceArg::Auto | DeviceArg::Cpu => Ok(Device::Cpu),
+        DeviceArg::Reference => Ok(Device::Reference),
+        DeviceArg::Cuda(index) => bail!(
+            "cuda:{index}: this version of oxgpt has no CUDA backend (devices it has: cpu, reference)"
+        ),
+    }
+}
+
+/// Loads the weights, with a progress bar where that takes a while.
+pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(Engine, Device)> {
+    let device = device(args.device)?;
+    if args.device == DeviceArg::Auto {
+        eprintln!(
+            "device: cpu ({}), since this version of oxgpt has no GPU backend",
+            Isa::best().name()
+        );
+    }
+    let options = EngineOptions {
+        device,
+        context: engine.ctx,
+        threads: engine.threads,
+        memory_limit: args.memory_limit,
+        ..EngineOptions::default()
+    };
+    Ok((load(model, &options)?, device))
+}
+
+/// Loads the weights with given options.
+pub fn load(model: &Model, options: &EngineOptions) -> Result<Engine> {
+    let start = Instant::now();
+    let mut bar = None;
+    let engine = Engine::new(model, options, &mut |done, total| {
+        if start.elapsed() > QUIET_LOAD {
+            let bar = bar.get_or_insert_with(|| progress_bar("loading", total));
+            bar.set_position(done);
+        }
+    })?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(engine)
+}
+
+/// A progress bar for bytes on standard error, hidden where that is no terminal.
+fn progress_bar(what: &'static str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {bar:32} {bytes}/{total_bytes} {eta}");
+    ProgressBar::new(total).with_message(what).with_style(style.expect("the template is valid"))
+}
