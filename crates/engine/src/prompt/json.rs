@@ -1,15 +1,17 @@
 //! `tojson` as chat templates know it: Python's `json.dumps`, which escapes no HTML.
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 use super::template::MAX_OUTPUT;
 
 /// Deeper values than this are refused; templates have no use for them.
 const MAX_DEPTH: usize = 128;
+/// What a value costs of the template's budget: reaching one in a list of lists can take long.
+const VALUE_COST: u64 = 8;
 
 /// The filter `tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let indent = match indent {
         Some(indent) if !indent.is_none() => Some(match indent.as_str() {
@@ -30,6 +32,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         _ => (", ".to_owned(), ": ".to_owned()),
     };
     let mut writer = Writer {
+        state,
         output: String::new(),
         indent,
         item,
@@ -38,11 +41,16 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
+    // They are written once an item, so a long one is much from little.
+    if [&writer.item, &writer.key].into_iter().chain(&writer.indent).any(|text| text.len() > 64) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "indent or separators are too long"));
+    }
     writer.value(value, 0)?;
     Ok(writer.output)
 }
 
-struct Writer {
+struct Writer<'a> {
+    state: &'a State<'a, 'a>,
     output: String,
     indent: Option<String>,
     item: String,
@@ -51,12 +59,13 @@ struct Writer {
     sort_keys: bool,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         // One long string can be in a list many times, at no cost until it is written.
         if self.output.len() > MAX_OUTPUT {
             return Err(Error::from(ErrorKind::OutOfFuel));
         }
+        self.state.consume_fuel(VALUE_COST)?;
         if depth > MAX_DEPTH {
             return Err(Error::new(
                 ErrorKind::InvalidOperation,
@@ -69,18 +78,16 @@ impl Writer {
             ValueKind::Number => self.output.push_str(&number(value)?),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
-                let items: Vec<Value> = value.try_iter()?.collect();
-                self.list('[', ']', items.len(), depth, |writer, index| {
-                    writer.value(&items[index], depth + 1)
-                })?;
+                // Not collected: a list added to itself again and again is long and takes no memory.
+                let items = value.try_iter()?;
+                self.list('[', ']', items, depth, |writer, item| writer.value(&item, depth + 1))?;
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();
                 if self.sort_keys {
                     keys.sort();
                 }
-                self.list('{', '}', keys.len(), depth, |writer, index| {
-                    let key = &keys[index];
+                self.list('{', '}', keys.iter(), depth, |writer, key| {
                     match key.kind() {
                         ValueKind::String => writer.string(key.as_str().unwrap_or_default()),
                         ValueKind::Number => writer.string(&number(key)?),
@@ -90,8 +97,7 @@ impl Writer {
                         ValueKind::None => writer.string("null"),
                         kind => return Err(not_serializable(kind)),
                     }
-                    let separator = writer.key.clone();
-                    writer.output.push_str(&separator);
+                    writer.output.push_str(&writer.key);
                     writer.value(&value.get_item(key)?, depth + 1)
                 })?;
             }
@@ -100,24 +106,25 @@ impl Writer {
         Ok(())
     }
 
-    fn list(
+    fn list<T>(
         &mut self,
         open: char,
         close: char,
-        length: usize,
+        items: impl Iterator<Item = T>,
         depth: usize,
-        mut element: impl FnMut(&mut Self, usize) -> Result<(), Error>,
+        mut element: impl FnMut(&mut Self, T) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.output.push(open);
-        for index in 0..length {
-            if index > 0 {
-                let separator = self.item.clone();
-                self.output.push_str(&separator);
+        let mut is_empty = true;
+        for item in items {
+            if !is_empty {
+                self.output.push_str(&self.item);
             }
+            is_empty = false;
             self.line(depth + 1);
-            element(self, index)?;
+            element(self, item)?;
         }
-        if length > 0 {
+        if !is_empty {
             self.line(depth);
         }
         self.output.push(close);

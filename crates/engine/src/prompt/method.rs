@@ -45,7 +45,7 @@ fn check(text: &str, name: &str, arguments: &[Value]) -> Result<(), Error> {
                 if matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
                     return Err(Error::new(ErrorKind::InvalidOperation, "join takes strings"));
                 }
-                let part = value.as_str().map_or(32, str::len);
+                let part = value.as_str().map_or(32, |part| part.len() + 1);
                 length = length.saturating_add(part).saturating_add(text.len());
                 if length > MAX_OUTPUT {
                     return Err(too_much());

@@ -4,7 +4,9 @@ use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value as Jinja};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value as Jinja,
+};
 use serde_json::{Map, Value, json};
 
 use super::date::strftime;
@@ -124,6 +126,9 @@ impl Rendered {
 ///   string in a message does not find it. Added tokens that are not special, such as `<think>` in many
 ///   models, are left alone.
 ///
+/// What a template can cost is bounded, with one gap known: `minijinja` 3.1 does not count a list that is
+/// added to itself more than 32 times in a row (`x = x + x`), which then takes all memory.
+///
 /// Only whole strings are protected: a token that the template itself puts together from a message's parts,
 /// as in `'<|' + message.role + '|>'`, is the template's doing, so roles should be checked by the caller.
 #[derive(Debug)]
@@ -153,7 +158,9 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(super::method::call);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
-        environment.add_filter("tojson", |value: &Jinja, options: Kwargs| tojson(value, options));
+        environment.add_filter("tojson", |state: &State, value: &Jinja, options: Kwargs| {
+            tojson(state, value, options)
+        });
         // As in Jinja2: whatever has a length and can be indexed.
         environment.add_test("sequence", |value: &Jinja| {
             matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String)
