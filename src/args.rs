@@ -28,7 +28,7 @@ pub struct ModelArgs {
     /// model
     #[arg(short, long, global = true, env = "OXGPT_MODEL", value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// Where the model runs: auto, cpu, reference (slow, in f64) or cuda[:N]
+    /// Where the model runs: auto, cpu, reference (slow, in f64), cuda or cuda:N
     #[arg(
         long,
         global = true,

@@ -9,9 +9,9 @@
 //! use oxgpt_engine::model::Model;
 //! use oxgpt_engine::sampler::SamplingOptions;
 //! use oxgpt_engine::sequence::{Event, Request};
-//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo.gguf");
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo.gguf");
 //! let model = Model::open(path.as_ref())?;
 //! let mut engine = Engine::new(&model, &EngineOptions::default(), &mut |_, _| {})?;
 //! let tokenizer = model.tokenizer.as_ref().ok_or("no tokenizer")?;
