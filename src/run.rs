@@ -189,8 +189,9 @@ impl Output<'_> {
         let Some(decoder) = &mut self.text else {
             if self.stream {
                 let separator = if first { "" } else { "," };
-                print!("{separator}{token}");
-                io::stdout().flush()?;
+                let mut stdout = io::stdout().lock();
+                write!(stdout, "{separator}{token}")?;
+                stdout.flush()?;
             }
             return Ok(false);
         };

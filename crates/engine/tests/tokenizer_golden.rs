@@ -1,10 +1,11 @@
-//! Ids and text equal to those of `transformers`, for every directory in `testdata/tokenizer`.
+//! Ids and text equal to those of `transformers`, for every tokenizer in `testdata/tokenizer`.
 //!
 //! The expected values were made with `transformers`; `testdata/tokenizer/README.md` says how.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use oxgpt_engine::model::Model;
 use oxgpt_engine::tokenizer::{EncodeOptions, Segment, Tokenizer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -43,27 +44,30 @@ fn read<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The cases that are directories.
-fn directories() -> Vec<(Case, Tokenizer)> {
-    let mut directories = Vec::new();
-    for case in read::<Vec<Case>>("tokenizers.json") {
-        let path = folder().join(&case.path);
-        if path.is_dir() {
-            let tokenizer = Tokenizer::from_directory(&path)
+/// All tokenizers: directories by themselves, GGUF files as part of their model.
+fn tokenizers() -> Vec<(Case, Tokenizer)> {
+    let open = |path: &Path| match path.is_dir() {
+        true => Tokenizer::from_directory(path).map_err(|error| error.to_string()),
+        false => Model::open(path).map(|model| model.tokenizer).map_err(|error| error.to_string()),
+    };
+    let cases: Vec<Case> = read("tokenizers.json");
+    assert!(cases.len() >= 10, "only {} tokenizers", cases.len());
+    cases
+        .into_iter()
+        .map(|case| {
+            let tokenizer = open(&folder().join(&case.path))
                 .unwrap_or_else(|error| panic!("{}: {error}", case.name))
                 .unwrap_or_else(|| panic!("{}: no tokenizer", case.name));
-            directories.push((case, tokenizer));
-        }
-    }
-    assert!(directories.len() >= 8, "only {} directories", directories.len());
-    directories
+            (case, tokenizer)
+        })
+        .collect()
 }
 
 #[test]
 fn ids_and_text_are_those_of_transformers() {
     let strings: Vec<Encoded> = read("hard-strings.json");
     assert!(strings.len() >= 200);
-    for (case, tokenizer) in directories() {
+    for (case, tokenizer) in tokenizers() {
         for string in &strings {
             let expected = &string.ids[&case.ids];
             let ids = tokenizer.encode(&string.text).expect("the text encodes");
@@ -78,7 +82,7 @@ fn ids_and_text_are_those_of_transformers() {
 #[test]
 fn random_ids_decode_as_in_transformers_whole_and_streamed() {
     let cases: Vec<Decoded> = read("decode.json");
-    let tokenizers = directories();
+    let tokenizers = tokenizers();
     for decoded in &cases {
         let (_, tokenizer) = tokenizers
             .iter()
@@ -102,7 +106,7 @@ fn random_ids_decode_as_in_transformers_whole_and_streamed() {
 #[test]
 fn segments_without_special_strings_are_one_text() {
     let plain = EncodeOptions { add_special_tokens: false, ..EncodeOptions::default() };
-    for (case, tokenizer) in directories() {
+    for (case, tokenizer) in tokenizers() {
         for string in &read::<Vec<Encoded>>("hard-strings.json") {
             let text = string.text.as_str();
             let expected = tokenizer.encode_with(text, plain).expect("the text encodes");
@@ -119,7 +123,7 @@ fn segments_without_special_strings_are_one_text() {
 
 #[test]
 fn text_that_is_not_parsed_has_no_special_token_and_loses_nothing() {
-    for (case, tokenizer) in directories() {
+    for (case, tokenizer) in tokenizers() {
         // Composition and added tokens that strip whitespace change the text itself.
         if matches!(case.ids.as_str(), "bpe-nfc" | "bpe-added" | "bpe-prefix-space") {
             continue;
