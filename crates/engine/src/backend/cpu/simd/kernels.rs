@@ -159,7 +159,15 @@ unsafe fn tile<L: Lanes, W: WeightType, const T: usize>(
         let steps = cols / W::STEP;
         let mut row_pointers: [*const u8; TILE_ROWS] = std::array::from_fn(|r| rows[r].as_ptr());
         let mut x_pointers: [*const f32; T] = std::array::from_fn(|t| x[t * cols..].as_ptr());
+        // One token at a time waits for memory, and the processor's own prefetching loses the thread at the end of
+        // each row: ask for the same place of the next tile.
+        let next_tile = TILE_ROWS * rows[0].len();
         for _ in 0..steps {
+            if T == 1 {
+                for row in row_pointers {
+                    L::prefetch(row.wrapping_add(next_tile));
+                }
+            }
             accumulate::<L, W, T>(&mut sums, &row_pointers, &x_pointers);
             row_pointers = row_pointers.map(|pointer| pointer.add(W::STEP_BYTES));
             x_pointers = x_pointers.map(|pointer| pointer.add(W::STEP));

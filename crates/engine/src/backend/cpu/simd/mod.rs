@@ -41,6 +41,8 @@ unsafe trait Lanes: Copy {
     unsafe fn f16(bits: u16) -> f32;
     /// Reads 16 signed bytes.
     unsafe fn load_i8(from: *const u8) -> Self;
+    /// Asks for the cache line at `at`, wherever that is.
+    unsafe fn prefetch(at: *const u8);
     /// `self * other`
     unsafe fn mul(self, other: Self) -> Self;
     /// `self + a * b`

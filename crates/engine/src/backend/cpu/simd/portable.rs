@@ -60,6 +60,9 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Portable(from_fn(|lane| self.0[lane] * other.0[lane]))
     }
