@@ -53,6 +53,8 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
+    /// Measure how fast a model runs
+    Bench(BenchArgs),
     /// Show what a model is made of
     Inspect(InspectArgs),
 }
@@ -192,6 +194,32 @@ pub struct PerplexityArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// Measure speed.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Tokens of a prompt; 0 leaves the test out
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens to generate; 0 leaves the test out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub generate: usize,
+    /// Positions already filled before each test
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
+    /// Sequences at once
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_positive)]
+    pub batch: usize,
+    /// How often each test runs
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = parse_positive)]
+    pub repeats: usize,
+    /// CPU threads [default: the physical cores]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
+    pub threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Show a model.

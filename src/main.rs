@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod inspect;
 mod logits;
 mod open;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::logits(&model, args),
         Command::Tokenize(args) => tokenize::tokenize(&model, args),
         Command::Perplexity(args) => perplexity::perplexity(&model, args),
+        Command::Bench(args) => bench::bench(&model, args),
         Command::Inspect(args) => inspect::inspect(&model, args),
     };
     match result {

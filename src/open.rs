@@ -74,6 +74,12 @@ pub fn device(device: DeviceArg) -> Result<Device> {
 
 /// Loads the weights, with a progress bar where that takes a while.
 pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(Engine, Device)> {
+    let options = options(args, engine)?;
+    Ok((load(model, &options)?, options.device))
+}
+
+/// What the command line says about how to run a model.
+pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
     let device = device(args.device)?;
     if args.device == DeviceArg::Auto {
         eprintln!(
@@ -81,14 +87,13 @@ pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(E
             Isa::best().name()
         );
     }
-    let options = EngineOptions {
+    Ok(EngineOptions {
         device,
         context: engine.ctx,
         threads: engine.threads,
         memory_limit: args.memory_limit,
         ..EngineOptions::default()
-    };
-    Ok((load(model, &options)?, device))
+    })
 }
 
 /// Loads the weights with given options.

@@ -287,6 +287,24 @@ fn inspect_shows_shapes_types_and_tensors() {
 }
 
 #[test]
+fn bench_measures_what_it_was_asked_to() {
+    let args = ["bench", "--json", "-p", "20", "-n", "4", "-d", "8", "-b", "2", "-r", "2"];
+    let report = json(oxgpt().args(args));
+    let tests = report["tests"].as_array().unwrap();
+    assert_eq!(tests[0]["name"], "pp20 @ d8");
+    assert_eq!(tests[1]["name"], "tg4 @ d8");
+    assert!(tests.iter().all(|test| test["tokens_per_second"].as_f64().unwrap() > 0.0));
+    let share = tests[1]["share_of_bandwidth"].as_f64().unwrap();
+    let bytes = tests[1]["bytes_per_second"].as_f64().unwrap();
+    let bandwidth = report["read_bandwidth"].as_f64().unwrap();
+    assert!((bytes / bandwidth / share - 1.0).abs() < 1e-9);
+    let no_vocab = testdata("golden/gpt2-one-head-F32-no-vocab.gguf");
+    let shown =
+        stdout(oxgpt().args(["bench", "-p", "0", "-n", "2", "-r", "1"]).arg("-m").arg(no_vocab));
+    assert!(shown.contains("tg2") && !shown.contains("pp"));
+}
+
+#[test]
 fn a_model_agrees_with_itself() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("text.txt");
@@ -357,6 +375,8 @@ fn what_else_is_wrong_exits_with_1_and_names_the_cause() {
         (&["logits", "--tokens", "1", "--out", "no/such/folder/x"], "no/such/folder"),
         (&["logits", "--tokens", "", "--out", "x"], "empty"),
         (&["perplexity", "no-such-text"], "no-such-text"),
+        (&["bench", "-p", "600"], "512"),
+        (&["bench", "-p", "0", "-n", "0"], "nothing to measure"),
         (&["run", "--logit-bias", "999999=1", "x"], "999999"),
     ] {
         let message = error(oxgpt().args(args), 1);

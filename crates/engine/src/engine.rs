@@ -3,7 +3,7 @@
 use crate::backend::cpu::Cpu;
 use crate::backend::reference::Reference;
 use crate::batch::{Batch, Logits};
-use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools};
+use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
 use crate::model::executor::{BatchLimits, Executor, load};
 use crate::model::forward::workspace_elements;
 use crate::model::{DecoderSource, Model, ModelError};
@@ -36,7 +36,7 @@ impl fmt::Display for Device {
 
 impl Device {
     /// Bytes of one activation, key or value.
-    fn element_bytes(self) -> usize {
+    pub fn element_bytes(self) -> usize {
         match self {
             Device::Reference => size_of::<f64>(),
             Device::Cpu => size_of::<f32>(),
@@ -145,6 +145,14 @@ pub enum EngineError {
         /// Positions of the context.
         context: usize,
     },
+    /// Other sequences hold the blocks.
+    #[error("there is no room for {sequences} more sequences of {positions} positions")]
+    NoRoom {
+        /// Sequences asked for.
+        sequences: usize,
+        /// Positions of each.
+        positions: usize,
+    },
     /// A token that the model does not have.
     #[error("token {token} is not below the model's vocabulary size of {vocab_size}")]
     UnknownToken {
@@ -153,6 +161,14 @@ pub enum EngineError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+}
+
+/// A sequence that is fed from outside instead of sampled, for scoring and measuring.
+#[derive(Debug)]
+pub struct HeldSequence {
+    kv: KvSequence,
+    /// Positions computed so far.
+    positions: usize,
 }
 
 /// A loaded model and the requests that it works on.
@@ -298,23 +314,53 @@ impl Engine {
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check_tokens(tokens)?;
-        let Some(mut blocks) = self.kv.reserve(tokens.len()) else {
-            let context = self.context;
-            return Err(EngineError::PromptTooLong { tokens: tokens.len(), context });
+        let Some(mut sequence) = self.hold(tokens.len()) else {
+            return Err(EngineError::NoRoom { sequences: 1, positions: tokens.len() });
         };
-        let rows = self.chunk.min(SCORE_ROWS);
-        for (index, chunk) in tokens.chunks(rows).enumerate() {
-            let start = index * rows;
-            self.kv.extend(&mut blocks, start, start + chunk.len());
-            let mut batch = Batch::new(self.groups);
-            batch.push(chunk, start, &blocks.tables, Logits::All);
-            self.executor.forward(&batch, &mut self.logits);
+        for chunk in tokens.chunks(self.chunk.min(SCORE_ROWS)) {
+            let start = sequence.positions;
+            self.compute(std::slice::from_mut(&mut sequence), &[chunk], Logits::All);
             for (offset, logits) in self.logits.chunks_exact(self.logit_width).enumerate() {
                 sink(start + offset, logits);
             }
         }
-        self.kv.release(blocks);
+        self.release(sequence);
         Ok(())
+    }
+
+    /// Room for a sequence of at most `positions` positions that the caller feeds itself, or `None` while others
+    /// hold it. The caller gives it back with [`Engine::release`].
+    pub fn hold(&mut self, positions: usize) -> Option<HeldSequence> {
+        self.kv.reserve(positions).map(|kv| HeldSequence { kv, positions: 0 })
+    }
+
+    /// Appends the next tokens of each sequence in one batch, and returns the logits of the wanted rows. The tokens
+    /// of one sequence are no more than a chunk, and stay within the positions that it holds.
+    pub fn compute(
+        &mut self,
+        sequences: &mut [HeldSequence],
+        tokens: &[&[u32]],
+        wanted: Logits,
+    ) -> &[f32] {
+        let mut batch = Batch::new(self.groups);
+        for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
+            let end = sequence.positions + tokens.len();
+            self.kv.extend(&mut sequence.kv, sequence.positions, end);
+            batch.push(tokens, sequence.positions, &sequence.kv.tables, wanted);
+            sequence.positions = end;
+        }
+        self.executor.forward(&batch, &mut self.logits);
+        &self.logits
+    }
+
+    /// Gives the room of a sequence back.
+    pub fn release(&mut self, sequence: HeldSequence) {
+        self.kv.release(sequence.kv);
+    }
+
+    /// Rows of one step.
+    pub fn chunk(&self) -> usize {
+        self.chunk
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
@@ -395,7 +441,7 @@ fn memory_plan(
 }
 
 /// Physical cores that this process may use: a second thread on a core gains nothing where memory is the limit.
-fn physical_cores() -> usize {
+pub fn physical_cores() -> usize {
     let available = std::thread::available_parallelism().map_or(1, usize::from);
     num_cpus::get_physical().clamp(1, available)
 }

@@ -58,6 +58,19 @@ impl Model {
             Err(never) => match never {},
         }
     }
+
+    /// Bytes of weights that one step of decoding reads: all of them but the embedding, of which it reads single rows,
+    /// unless the embedding is the head too.
+    pub fn decode_bytes(&self) -> u64 {
+        let embedding = &self.description.decoder.embedding;
+        let bytes = |source: &TensorSource| {
+            self.checkpoint.tensor(&source.name).map_or(0, |tensor| tensor.byte_len() as u64)
+        };
+        let tied = self.description.decoder.head.weight.is_none();
+        let tokens = if tied { 0 } else { bytes(&embedding.tokens) };
+        let positions = embedding.positions.as_ref().map_or(0, bytes);
+        self.weight_bytes() - tokens - positions
+    }
 }
 
 /// Adds up the bytes of the tensors of a decoder.

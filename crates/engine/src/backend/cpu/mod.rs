@@ -1,6 +1,7 @@
 //! The CPU backend: weights stay in the file's own type and are read where the file is mapped.
 
 mod attention;
+pub mod bandwidth;
 mod math;
 pub mod simd;
 
