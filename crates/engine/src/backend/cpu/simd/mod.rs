@@ -94,7 +94,11 @@ impl Isa {
                 && is_x86_feature_detected!("f16c")
             {
                 all.push(Isa(Kind::Avx2));
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
                     all.push(Isa(Kind::Avx512));
                 }
             }
