@@ -105,4 +105,4 @@ unsafe impl Lanes for Avx2 {
     }
 }
 
-entry_points!(Avx2, "avx2,fma,f16c");
+entry_points!(Avx2, 2 x 2, "avx2,fma,f16c");

@@ -93,4 +93,4 @@ unsafe impl Lanes for Avx512 {
     }
 }
 
-entry_points!(Avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+entry_points!(Avx512, 4 x 4, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");

@@ -9,11 +9,6 @@ use super::{LANES, Lanes};
 use crate::backend::HostMatrix;
 use crate::format::DType;
 
-/// Rows of weights in one register tile.
-pub const TILE_ROWS: usize = 4;
-/// Tokens in one register tile.
-pub const TILE_TOKENS: usize = 4;
-
 /// How one weight type is read, sixteen elements at a time.
 trait WeightType {
     /// Elements that are read together; a row of a block type is a multiple of it.
@@ -81,12 +76,13 @@ impl WeightType for Q8_0 {
     }
 }
 
-/// See [`super::Isa::matmul_rows`].
+/// See [`super::Isa::matmul_rows`]. `ROWS` and `TOKENS` are the size of a register tile: as many sums as the instruction
+/// set has registers for, beside the weights and the activations that they are made of.
 ///
 /// # Safety
 /// `L` must be usable. The lengths were checked by the caller.
 #[inline(always)]
-pub unsafe fn matmul_rows<L: Lanes>(
+pub unsafe fn matmul_rows<L: Lanes, const ROWS: usize, const TOKENS: usize>(
     out: &mut [f32],
     weights: &HostMatrix,
     first_row: usize,
@@ -95,17 +91,17 @@ pub unsafe fn matmul_rows<L: Lanes>(
     // SAFETY: passed on.
     unsafe {
         match weights.dtype {
-            DType::F32 => typed_matmul_rows::<L, F32>(out, weights, first_row, x),
-            DType::F16 => typed_matmul_rows::<L, F16>(out, weights, first_row, x),
-            DType::BF16 => typed_matmul_rows::<L, BF16>(out, weights, first_row, x),
-            DType::Q8_0 => typed_matmul_rows::<L, Q8_0>(out, weights, first_row, x),
+            DType::F32 => typed_matmul_rows::<L, F32, ROWS, TOKENS>(out, weights, first_row, x),
+            DType::F16 => typed_matmul_rows::<L, F16, ROWS, TOKENS>(out, weights, first_row, x),
+            DType::BF16 => typed_matmul_rows::<L, BF16, ROWS, TOKENS>(out, weights, first_row, x),
+            DType::Q8_0 => typed_matmul_rows::<L, Q8_0, ROWS, TOKENS>(out, weights, first_row, x),
             other => unreachable!("{other} was refused when the model was opened"),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn typed_matmul_rows<L: Lanes, W: WeightType>(
+unsafe fn typed_matmul_rows<L: Lanes, W: WeightType, const ROWS: usize, const TOKENS: usize>(
     out: &mut [f32],
     weights: &HostMatrix,
     first_row: usize,
@@ -114,10 +110,10 @@ unsafe fn typed_matmul_rows<L: Lanes, W: WeightType>(
     let cols = weights.cols;
     let tokens = x.len() / cols;
     let rows = out.len() / tokens;
-    for row in (0..rows).step_by(TILE_ROWS) {
-        let height = TILE_ROWS.min(rows - row);
+    for row in (0..rows).step_by(ROWS) {
+        let height = ROWS.min(rows - row);
         // A tile that sticks out repeats its last row, so that there is one kernel.
-        let tile_rows: [&[u8]; TILE_ROWS] =
+        let tile_rows: [&[u8]; ROWS] =
             std::array::from_fn(|i| weights.row(first_row + row + i.min(height - 1)));
         let mut token = 0;
         while token < tokens {
@@ -126,14 +122,14 @@ unsafe fn typed_matmul_rows<L: Lanes, W: WeightType>(
             let out = &mut out[row * tokens + token..];
             // SAFETY: `L` is usable; the rows and `left` tokens have `cols` elements.
             unsafe {
-                if left >= TILE_TOKENS {
-                    tile::<L, W, TILE_TOKENS>(out, tokens, height, tile_rows, x, cols);
-                    token += TILE_TOKENS;
+                if left >= TOKENS {
+                    tile::<L, W, ROWS, TOKENS>(out, tokens, height, tile_rows, x, cols);
+                    token += TOKENS;
                 } else if left >= 2 {
-                    tile::<L, W, 2>(out, tokens, height, tile_rows, x, cols);
+                    tile::<L, W, ROWS, 2>(out, tokens, height, tile_rows, x, cols);
                     token += 2;
                 } else {
-                    tile::<L, W, 1>(out, tokens, height, tile_rows, x, cols);
+                    tile::<L, W, ROWS, 1>(out, tokens, height, tile_rows, x, cols);
                     token += 1;
                 }
             }
@@ -141,41 +137,41 @@ unsafe fn typed_matmul_rows<L: Lanes, W: WeightType>(
     }
 }
 
-/// `out[r * stride + t] = rows[r] . x[t]` for a register tile of `TILE_ROWS` rows (the first `height` of them
+/// `out[r * stride + t] = rows[r] . x[t]` for a register tile of `ROWS` rows (the first `height` of them
 /// written) and `T` tokens.
 #[inline(always)]
-unsafe fn tile<L: Lanes, W: WeightType, const T: usize>(
+unsafe fn tile<L: Lanes, W: WeightType, const ROWS: usize, const T: usize>(
     out: &mut [f32],
     stride: usize,
     height: usize,
-    rows: [&[u8]; TILE_ROWS],
+    rows: [&[u8]; ROWS],
     x: &[f32],
     cols: usize,
 ) {
     // SAFETY: `L` is usable. Whole steps lie inside the rows and tokens, each `cols` elements long; what is left is
     // first copied into a padded step.
     unsafe {
-        let mut sums = [[L::zero(); T]; TILE_ROWS];
+        let mut sums = [[L::zero(); T]; ROWS];
         let steps = cols / W::STEP;
-        let mut row_pointers: [*const u8; TILE_ROWS] = std::array::from_fn(|r| rows[r].as_ptr());
+        let mut row_pointers: [*const u8; ROWS] = std::array::from_fn(|r| rows[r].as_ptr());
         let mut x_pointers: [*const f32; T] = std::array::from_fn(|t| x[t * cols..].as_ptr());
         // One token at a time waits for memory, and the processor's own prefetching loses the thread at the end of
         // each row: ask for the same place of the next tile.
-        let next_tile = TILE_ROWS * rows[0].len();
+        let next_tile = ROWS * rows[0].len();
         for _ in 0..steps {
             if T == 1 {
                 for row in row_pointers {
                     L::prefetch(row.wrapping_add(next_tile));
                 }
             }
-            accumulate::<L, W, T>(&mut sums, &row_pointers, &x_pointers);
+            accumulate::<L, W, ROWS, T>(&mut sums, &row_pointers, &x_pointers);
             row_pointers = row_pointers.map(|pointer| pointer.add(W::STEP_BYTES));
             x_pointers = x_pointers.map(|pointer| pointer.add(W::STEP));
         }
         let rest = cols - steps * W::STEP;
         if rest > 0 {
             // Only types of single elements have a rest, and those have steps of at most 16 * 4 bytes.
-            let mut padded_rows = [[0u8; LANES * 4]; TILE_ROWS];
+            let mut padded_rows = [[0u8; LANES * 4]; ROWS];
             let mut padded_x = [[0f32; LANES]; T];
             for (padded, row) in padded_rows.iter_mut().zip(rows) {
                 let row = &row[steps * W::STEP_BYTES..];
@@ -186,7 +182,7 @@ unsafe fn tile<L: Lanes, W: WeightType, const T: usize>(
             }
             let row_pointers = std::array::from_fn(|r| padded_rows[r].as_ptr());
             let x_pointers = std::array::from_fn(|t| padded_x[t].as_ptr());
-            accumulate::<L, W, T>(&mut sums, &row_pointers, &x_pointers);
+            accumulate::<L, W, ROWS, T>(&mut sums, &row_pointers, &x_pointers);
         }
         for (r, sums) in sums.iter().enumerate().take(height) {
             for (t, sum) in sums.iter().enumerate() {
@@ -198,16 +194,16 @@ unsafe fn tile<L: Lanes, W: WeightType, const T: usize>(
 
 /// Adds one step of products to the sums of a tile.
 #[inline(always)]
-unsafe fn accumulate<L: Lanes, W: WeightType, const T: usize>(
-    sums: &mut [[L; T]; TILE_ROWS],
-    rows: &[*const u8; TILE_ROWS],
+unsafe fn accumulate<L: Lanes, W: WeightType, const ROWS: usize, const T: usize>(
+    sums: &mut [[L; T]; ROWS],
+    rows: &[*const u8; ROWS],
     x: &[*const f32; T],
 ) {
     // SAFETY: the pointers are valid for a step.
     unsafe {
         for part in 0..W::STEP / LANES {
             let tokens: [L; T] = std::array::from_fn(|t| L::load(x[t].add(part * LANES)));
-            for r in 0..TILE_ROWS {
+            for r in 0..ROWS {
                 let weights: L = W::load(rows[r], part);
                 for t in 0..T {
                     sums[r][t] = sums[r][t].mul_add(weights, tokens[t]);
@@ -272,9 +268,10 @@ pub unsafe fn add_weighted_rows<L: Lanes>(
     }
 }
 
-/// The entry points of an instruction set: the kernels for its lanes, compiled with its features.
+/// The entry points of an instruction set: the kernels for its lanes and its size of register tile (rows x tokens),
+/// compiled with its features.
 macro_rules! entry_points {
-    ($lanes:ty $(, $feature:literal)?) => {
+    ($lanes:ty, $rows:literal x $tokens:literal $(, $feature:literal)?) => {
         /// See [`kernels::matmul_rows`].
         ///
         /// # Safety
@@ -287,7 +284,7 @@ macro_rules! entry_points {
             x: &[f32],
         ) {
             // SAFETY: passed on.
-            unsafe { kernels::matmul_rows::<$lanes>(out, weights, first_row, x) }
+            unsafe { kernels::matmul_rows::<$lanes, $rows, $tokens>(out, weights, first_row, x) }
         }
 
         /// See [`kernels::dot`].

@@ -11,9 +11,10 @@ mod avx512;
 mod kernels;
 mod portable;
 
-pub use kernels::{TILE_ROWS, TILE_TOKENS};
-
 use crate::backend::HostMatrix;
+
+/// Rows that every instruction set's register tile divides.
+pub const TILE_ROWS: usize = 4;
 
 /// Number of f32 lanes that all kernels work in.
 pub const LANES: usize = 16;

@@ -82,4 +82,4 @@ unsafe impl Lanes for Portable {
     }
 }
 
-entry_points!(Portable);
+entry_points!(Portable, 2 x 2);
