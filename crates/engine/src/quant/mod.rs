@@ -6,14 +6,46 @@
 mod bf16;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod pack;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+
+pub use mxfp4::mxfp4_from_pair;
 
 use thiserror::Error;
 
 use crate::format::DType;
 
 /// The types that weights may have to be run.
-pub const SUPPORTED: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::Q8_0];
+pub const SUPPORTED: &[DType] = &[
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+];
 
 /// Why stored weights cannot be turned into numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -38,6 +70,18 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Qua
         DType::F16 => f16::dequantize,
         DType::BF16 => bf16::dequantize,
         DType::Q8_0 => q8_0::dequantize,
+        DType::Q4_0 => q4_0::dequantize,
+        DType::Q4_1 => q4_1::dequantize,
+        DType::Q5_0 => q5_0::dequantize,
+        DType::Q5_1 => q5_1::dequantize,
+        DType::Q2_K => q2_k::dequantize,
+        DType::Q3_K => q3_k::dequantize,
+        DType::Q4_K => q4_k::dequantize,
+        DType::Q5_K => q5_k::dequantize,
+        DType::Q6_K => q6_k::dequantize,
+        DType::IQ4_NL => iq4_nl::dequantize,
+        DType::IQ4_XS => iq4_xs::dequantize,
+        DType::MXFP4 => mxfp4::dequantize,
         _ => return Err(QuantError::Unsupported { dtype }),
     };
     if dtype.bytes_for(out.len()) != Some(bytes.len()) {
@@ -75,10 +119,10 @@ mod tests {
                 assert!(out.iter().all(|&value| value == 1.0), "{dtype}");
             }
         }
-        assert_eq!(
-            QuantError::Unsupported { dtype: DType::Q4_K }.to_string(),
-            "weights of type Q4_K are not supported, expected one of F32, F16, BF16, Q8_0"
-        );
+        let message = QuantError::Unsupported { dtype: DType::IQ2_XS }.to_string();
+        let start =
+            "weights of type IQ2_XS are not supported, expected one of F32, F16, BF16, Q8_0";
+        assert!(message.starts_with(start), "{message}");
     }
 
     #[test]

@@ -7,22 +7,19 @@
 //!
 //! Value `i` of a block is `d * q[i]`, computed in F32. That is exact: 11 significant bits times 8.
 
-use half::f16;
+use super::pack::{f16_at, for_each_block};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 2 + BLOCK_SIZE;
 
 /// 32 values per 34 bytes. The lengths have been checked.
 pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
-    let blocks = bytes.as_chunks::<BLOCK_BYTES>().0;
-    for (values, &[d0, d1, ref q @ ..]) in
-        out.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().zip(blocks)
-    {
-        let d = f16::from_le_bytes([d0, d1]).to_f32();
-        for (value, &q) in values.iter_mut().zip(q) {
-            *value = d * f32::from(q as i8);
+    for_each_block(bytes, out, |block: &[u8; BLOCK_BYTES], values: &mut [f32; BLOCK_SIZE]| {
+        let d = f16_at(block, 0);
+        for (value, q) in values.iter_mut().zip(&block[2..]) {
+            *value = d * f32::from(*q as i8);
         }
-    }
+    });
 }
 
 #[cfg(test)]

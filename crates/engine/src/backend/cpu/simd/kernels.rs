@@ -8,6 +8,8 @@
 use super::{LANES, Lanes};
 use crate::backend::HostMatrix;
 use crate::format::DType;
+use crate::quant;
+use std::cell::RefCell;
 
 /// How one weight type is read, sixteen elements at a time.
 trait WeightType {
@@ -95,7 +97,7 @@ pub unsafe fn matmul_rows<L: Lanes, const ROWS: usize, const TOKENS: usize>(
             DType::F16 => typed_matmul_rows::<L, F16, ROWS, TOKENS>(out, weights, first_row, x),
             DType::BF16 => typed_matmul_rows::<L, BF16, ROWS, TOKENS>(out, weights, first_row, x),
             DType::Q8_0 => typed_matmul_rows::<L, Q8_0, ROWS, TOKENS>(out, weights, first_row, x),
-            other => unreachable!("{other} was refused when the model was opened"),
+            _ => dequantized_matmul_rows::<L, ROWS, TOKENS>(out, weights, first_row, x),
         }
     }
 }
@@ -107,31 +109,79 @@ unsafe fn typed_matmul_rows<L: Lanes, W: WeightType, const ROWS: usize, const TO
     first_row: usize,
     x: &[f32],
 ) {
-    let cols = weights.cols;
-    let tokens = x.len() / cols;
+    let tokens = x.len() / weights.cols;
     let rows = out.len() / tokens;
     for row in (0..rows).step_by(ROWS) {
         let height = ROWS.min(rows - row);
         // A tile that sticks out repeats its last row, so that there is one kernel.
-        let tile_rows: [&[u8]; ROWS] =
-            std::array::from_fn(|i| weights.row(first_row + row + i.min(height - 1)));
-        let mut token = 0;
-        while token < tokens {
-            let left = tokens - token;
-            let x = &x[token * cols..];
-            let out = &mut out[row * tokens + token..];
-            // SAFETY: `L` is usable; the rows and `left` tokens have `cols` elements.
-            unsafe {
-                if left >= TOKENS {
-                    tile::<L, W, ROWS, TOKENS>(out, tokens, height, tile_rows, x, cols);
-                    token += TOKENS;
-                } else if left >= 2 {
-                    tile::<L, W, ROWS, 2>(out, tokens, height, tile_rows, x, cols);
-                    token += 2;
-                } else {
-                    tile::<L, W, ROWS, 1>(out, tokens, height, tile_rows, x, cols);
-                    token += 1;
-                }
+        let tile_rows = std::array::from_fn(|i| weights.row(first_row + row + i.min(height - 1)));
+        let out = &mut out[row * tokens..];
+        // SAFETY: `L` is usable; the rows and tokens have `weights.cols` elements.
+        unsafe { tiles::<L, W, ROWS, TOKENS>(out, tokens, height, tile_rows, x, weights.cols) }
+    }
+}
+
+thread_local! {
+    /// The dequantized rows of a tile; kept, since a product takes them again and again.
+    static DEQUANTIZED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The way of the types that have no reader of their own: the rows of a tile are dequantized, then are F32 rows. The
+/// result is that of the dequantized matrix bit for bit.
+#[inline(always)]
+unsafe fn dequantized_matmul_rows<L: Lanes, const ROWS: usize, const TOKENS: usize>(
+    out: &mut [f32],
+    weights: &HostMatrix,
+    first_row: usize,
+    x: &[f32],
+) {
+    let cols = weights.cols;
+    let tokens = x.len() / cols;
+    let rows = out.len() / tokens;
+    DEQUANTIZED.with_borrow_mut(|values| {
+        values.resize(ROWS * cols, 0.0);
+        for row in (0..rows).step_by(ROWS) {
+            let height = ROWS.min(rows - row);
+            for (i, values) in values.chunks_exact_mut(cols).take(height).enumerate() {
+                quant::dequantize(weights.dtype, weights.row(first_row + row + i), values)
+                    .expect("types and lengths were checked when the model was opened");
+            }
+            // SAFETY: any f32 is four bytes.
+            let bytes = unsafe { values.align_to::<u8>().1 };
+            let row_bytes = |i: usize| &bytes[i * cols * 4..][..cols * 4];
+            let tile_rows = std::array::from_fn(|i| row_bytes(i.min(height - 1)));
+            let out = &mut out[row * tokens..];
+            // SAFETY: `L` is usable; the rows and tokens have `cols` elements.
+            unsafe { tiles::<L, F32, ROWS, TOKENS>(out, tokens, height, tile_rows, x, cols) }
+        }
+    });
+}
+
+/// All tokens with the rows of one tile.
+#[inline(always)]
+unsafe fn tiles<L: Lanes, W: WeightType, const ROWS: usize, const TOKENS: usize>(
+    out: &mut [f32],
+    tokens: usize,
+    height: usize,
+    rows: [&[u8]; ROWS],
+    x: &[f32],
+    cols: usize,
+) {
+    let mut token = 0;
+    while token < tokens {
+        let left = tokens - token;
+        let (out, x) = (&mut out[token..], &x[token * cols..]);
+        // SAFETY: `L` is usable; the rows and `left` tokens have `cols` elements.
+        unsafe {
+            if left >= TOKENS {
+                tile::<L, W, ROWS, TOKENS>(out, tokens, height, rows, x, cols);
+                token += TOKENS;
+            } else if left >= 2 {
+                tile::<L, W, ROWS, 2>(out, tokens, height, rows, x, cols);
+                token += 2;
+            } else {
+                tile::<L, W, ROWS, 1>(out, tokens, height, rows, x, cols);
+                token += 1;
             }
         }
     }
