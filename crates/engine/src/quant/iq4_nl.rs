@@ -15,7 +15,7 @@ const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 18;
 
 /// Narrow about zero, where most weights are. IQ4_XS has the same.
-pub(super) const STEPS: [i8; 16] =
+pub(crate) const STEPS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// 32 values per 18 bytes. The lengths have been checked.

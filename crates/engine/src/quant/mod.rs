@@ -21,7 +21,10 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 
+pub(crate) use iq4_nl::STEPS as IQ4_STEPS;
 pub use mxfp4::mxfp4_from_pair;
+pub(crate) use mxfp4::{DOUBLED as MXFP4_DOUBLED, half_scale as mxfp4_half_scale};
+pub(crate) use pack::scales_and_mins;
 
 use thiserror::Error;
 

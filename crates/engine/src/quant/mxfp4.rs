@@ -22,10 +22,10 @@ const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 17;
 
 /// Twice the number that a nibble stands for.
-const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(crate) const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Half the scale: `2^(e - 128)`.
-fn half_scale(e: u8) -> f32 {
+pub(crate) fn half_scale(e: u8) -> f32 {
     match e {
         0 | 1 => f32::from_bits(0x0020_0000 << e),
         _ => f32::from_bits(u32::from(e - 1) << 23),

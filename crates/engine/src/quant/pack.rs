@@ -41,7 +41,7 @@ pub(super) fn five_bits(packed: &[u8]) -> [u8; 32] {
 ///
 /// Bytes 0 to 3 hold scales 0 to 3 in their low 6 bits, bytes 4 to 7 minima 0 to 3, and bytes 8 to 11 the low nibbles of
 /// scales 4 to 7 (low) and of minima 4 to 7 (high), whose upper two bits are those of bytes 0 to 7.
-pub(super) fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(crate) fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut mins) = ([0; 8], [0; 8]);
     for i in 0..4 {
         scales[i] = packed[i] & 63;

@@ -76,6 +76,42 @@ unsafe impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
+        // SAFETY: 16 bytes are there.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
+            let nibbles = _mm_and_si128(bytes, _mm_set1_epi8(15));
+            let values = _mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), nibbles);
+            let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+            Avx2(widen(values), widen(_mm_srli_si128::<8>(values)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
+        // SAFETY: 16 bytes are there. What a shift brings from one byte into the next stays below its top bit.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(7 - bit as i32);
+            _mm_movemask_epi8(_mm_sll_epi16(_mm_loadu_si128(from.cast()), shift)) as u16
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
+        // SAFETY: AVX2 was detected.
+        unsafe {
+            let of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let addend = |bits: u16| {
+                let own = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), of_lane);
+                let set = _mm256_castsi256_ps(_mm256_cmpeq_epi32(own, of_lane));
+                _mm256_and_ps(set, _mm256_set1_ps(value))
+            };
+            Avx2(_mm256_add_ps(self.0, addend(bits)), _mm256_add_ps(self.1, addend(bits >> 8)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

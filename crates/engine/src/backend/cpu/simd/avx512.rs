@@ -63,6 +63,33 @@ unsafe impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
+        // SAFETY: 16 bytes are there.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
+            let nibbles = _mm_and_si128(bytes, _mm_set1_epi8(15));
+            let values = _mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), nibbles);
+            Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
+        // SAFETY: 16 bytes are there. What a shift brings from one byte into the next stays below its top bit.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(7 - bit as i32);
+            _mm_movemask_epi8(_mm_sll_epi16(_mm_loadu_si128(from.cast()), shift)) as u16
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_mask_add_ps(self.0, bits, self.0, _mm512_set1_ps(value))) }
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -5,78 +5,15 @@
 //! from start to end: how many rows or tokens are computed at once does not change a bit of it.
 #![allow(unsafe_code)]
 
+use super::weight_types::{self as types, WeightType};
 use super::{LANES, Lanes};
 use crate::backend::HostMatrix;
 use crate::format::DType;
 use crate::quant;
 use std::cell::RefCell;
 
-/// How one weight type is read, sixteen elements at a time.
-trait WeightType {
-    /// Elements that are read together; a row of a block type is a multiple of it.
-    const STEP: usize;
-    /// Bytes of `STEP` elements.
-    const STEP_BYTES: usize;
-
-    /// Reads elements `16 * part ..` of the step at `from`.
-    ///
-    /// # Safety
-    /// `from` must be valid for `STEP_BYTES` bytes, and `L` usable.
-    unsafe fn load<L: Lanes>(from: *const u8, part: usize) -> L;
-}
-
-struct F32;
-struct F16;
-struct BF16;
-struct Q8_0;
-
-impl WeightType for F32 {
-    const STEP: usize = LANES;
-    const STEP_BYTES: usize = LANES * 4;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
-        // SAFETY: 16 elements of 4 bytes are there.
-        unsafe { L::load(from.cast()) }
-    }
-}
-
-impl WeightType for F16 {
-    const STEP: usize = LANES;
-    const STEP_BYTES: usize = LANES * 2;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
-        // SAFETY: 16 elements of 2 bytes are there.
-        unsafe { L::load_f16(from) }
-    }
-}
-
-impl WeightType for BF16 {
-    const STEP: usize = LANES;
-    const STEP_BYTES: usize = LANES * 2;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8, _: usize) -> L {
-        // SAFETY: 16 elements of 2 bytes are there.
-        unsafe { L::load_bf16(from) }
-    }
-}
-
-impl WeightType for Q8_0 {
-    const STEP: usize = DType::Q8_0.block_size();
-    const STEP_BYTES: usize = DType::Q8_0.block_bytes();
-
-    // The product of the scale (11 bits) and a byte is exact in f32, so this is the dequantized weight.
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8, part: usize) -> L {
-        // SAFETY: a block is a scale of 2 bytes and 32 signed bytes, and `part` is 0 or 1.
-        unsafe {
-            let scale = L::f16(u16::from_le_bytes([*from, *from.add(1)]));
-            L::load_i8(from.add(2 + part * LANES)).mul(L::splat(scale))
-        }
-    }
-}
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 
 /// See [`super::Isa::matmul_rows`]. `ROWS` and `TOKENS` are the size of a register tile: as many sums as the instruction
 /// set has registers for, beside the weights and the activations that they are made of.
@@ -93,10 +30,48 @@ pub unsafe fn matmul_rows<L: Lanes, const ROWS: usize, const TOKENS: usize>(
     // SAFETY: passed on.
     unsafe {
         match weights.dtype {
-            DType::F32 => typed_matmul_rows::<L, F32, ROWS, TOKENS>(out, weights, first_row, x),
-            DType::F16 => typed_matmul_rows::<L, F16, ROWS, TOKENS>(out, weights, first_row, x),
-            DType::BF16 => typed_matmul_rows::<L, BF16, ROWS, TOKENS>(out, weights, first_row, x),
-            DType::Q8_0 => typed_matmul_rows::<L, Q8_0, ROWS, TOKENS>(out, weights, first_row, x),
+            DType::F32 => {
+                typed_matmul_rows::<L, types::F32, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::F16 => {
+                typed_matmul_rows::<L, types::F16, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::BF16 => {
+                typed_matmul_rows::<L, types::BF16, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q8_0 => {
+                typed_matmul_rows::<L, types::Q8_0, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q4_0 => {
+                typed_matmul_rows::<L, types::Q4_0, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q4_1 => {
+                typed_matmul_rows::<L, types::Q4_1, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q5_0 => {
+                typed_matmul_rows::<L, types::Q5_0, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q5_1 => {
+                typed_matmul_rows::<L, types::Q5_1, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q4_K => {
+                typed_matmul_rows::<L, types::Q4K, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q5_K => {
+                typed_matmul_rows::<L, types::Q5K, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::Q6_K => {
+                typed_matmul_rows::<L, types::Q6K, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::IQ4_NL => {
+                typed_matmul_rows::<L, types::Iq4Nl, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::IQ4_XS => {
+                typed_matmul_rows::<L, types::Iq4Xs, ROWS, TOKENS>(out, weights, first_row, x)
+            }
+            DType::MXFP4 => {
+                typed_matmul_rows::<L, types::Mxfp4, ROWS, TOKENS>(out, weights, first_row, x)
+            }
             _ => dequantized_matmul_rows::<L, ROWS, TOKENS>(out, weights, first_row, x),
         }
     }
@@ -152,7 +127,7 @@ unsafe fn dequantized_matmul_rows<L: Lanes, const ROWS: usize, const TOKENS: usi
             let tile_rows = std::array::from_fn(|i| row_bytes(i.min(height - 1)));
             let out = &mut out[row * tokens..];
             // SAFETY: `L` is usable; the rows and tokens have `cols` elements.
-            unsafe { tiles::<L, F32, ROWS, TOKENS>(out, tokens, height, tile_rows, x, cols) }
+            unsafe { tiles::<L, types::F32, ROWS, TOKENS>(out, tokens, height, tile_rows, x, cols) }
         }
     });
 }
@@ -211,7 +186,9 @@ unsafe fn tile<L: Lanes, W: WeightType, const ROWS: usize, const T: usize>(
         for _ in 0..steps {
             if T == 1 {
                 for row in row_pointers {
-                    L::prefetch(row.wrapping_add(next_tile));
+                    for line in (0..W::STEP_BYTES).step_by(CACHE_LINE) {
+                        L::prefetch(row.wrapping_add(next_tile + line));
+                    }
                 }
             }
             accumulate::<L, W, ROWS, T>(&mut sums, &row_pointers, &x_pointers);
@@ -251,10 +228,11 @@ unsafe fn accumulate<L: Lanes, W: WeightType, const ROWS: usize, const T: usize>
 ) {
     // SAFETY: the pointers are valid for a step.
     unsafe {
+        let headers: [W::Header; ROWS] = std::array::from_fn(|r| W::header::<L>(rows[r]));
         for part in 0..W::STEP / LANES {
             let tokens: [L; T] = std::array::from_fn(|t| L::load(x[t].add(part * LANES)));
             for r in 0..ROWS {
-                let weights: L = W::load(rows[r], part);
+                let weights: L = W::load(rows[r], &headers[r], part);
                 for t in 0..T {
                     sums[r][t] = sums[r][t].mul_add(weights, tokens[t]);
                 }

@@ -10,6 +10,7 @@ mod avx2;
 mod avx512;
 mod kernels;
 mod portable;
+mod weight_types;
 
 use crate::backend::HostMatrix;
 
@@ -42,6 +43,12 @@ unsafe trait Lanes: Copy {
     unsafe fn f16(bits: u16) -> f32;
     /// Reads 16 signed bytes.
     unsafe fn load_i8(from: *const u8) -> Self;
+    /// Reads 16 bytes and looks their low (or high) nibbles up in a table.
+    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self;
+    /// Reads 16 bytes and takes bit `bit` of each.
+    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16;
+    /// Adds `value` to the lanes whose bits are set.
+    unsafe fn add_where(self, bits: u16, value: f32) -> Self;
     /// Asks for the cache line at `at`, wherever that is.
     unsafe fn prefetch(at: *const u8);
     /// `self * other`

@@ -60,6 +60,28 @@ unsafe impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
+        // SAFETY: 16 bytes are there.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        let nibble = |byte: u8| if high { byte >> 4 } else { byte & 15 };
+        Portable(bytes.map(|byte| f32::from(table[usize::from(nibble(byte))])))
+    }
+
+    #[inline(always)]
+    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
+        // SAFETY: 16 bytes are there.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        let bits = bytes.iter().enumerate();
+        bits.fold(0, |plane, (lane, byte)| plane | u16::from(byte >> bit & 1) << lane)
+    }
+
+    #[inline(always)]
+    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
+        let addend = |lane: usize| if bits >> lane & 1 == 1 { value } else { 0.0 };
+        Portable(from_fn(|lane| self.0[lane] + addend(lane)))
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
