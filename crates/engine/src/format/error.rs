@@ -22,6 +22,14 @@ pub enum FormatError {
     #[error("{file} is a Git LFS pointer, expected the file that it stands for (git lfs pull)")]
     LfsPointer { file: String },
 
+    // ---- writing ----
+    #[error("{file} is there already, and replacing it was not asked for")]
+    Exists { file: String },
+    #[error("{file} is no regular file and is not replaced: expected a new name")]
+    NotReplaceable { file: String },
+    #[error("{file}: tensor {} has type {dtype}, which GGUF does not have", quote(tensor))]
+    NotAGgmlType { file: String, tensor: String, dtype: String },
+
     // ---- GGUF: the header ----
     #[error("{file} is not a GGUF file: expected it to start with \"GGUF\", found {found}")]
     NotGguf { file: String, found: String },

@@ -25,7 +25,7 @@ const F32S: &str = "an array of f32";
 
 impl Metadata {
     /// Metadata of the file that errors call `file`, so far without keys.
-    pub(super) fn new(file: String) -> Self {
+    pub fn new(file: String) -> Self {
         Self { file, pairs: Vec::new(), index: HashMap::new() }
     }
 
@@ -36,6 +36,17 @@ impl Metadata {
         }
         self.pairs.push((key, value));
         Ok(())
+    }
+
+    /// Gives a key a value, in the place of the one that it has.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        match self.index.get(key).and_then(|&index| self.pairs.get_mut(index)) {
+            Some((_, old)) => *old = value.into(),
+            None => {
+                self.index.insert(key.to_owned(), self.pairs.len());
+                self.pairs.push((key.to_owned(), value.into()));
+            }
+        }
     }
 
     /// What errors call the file.

@@ -9,18 +9,20 @@
 //! 8; strings that are not UTF-8 are refused, values included; tensors may leave gaps and come in any
 //! order, but may not overlap.
 
+#[cfg(test)]
+pub(super) mod hostile;
 mod metadata;
 mod reader;
 mod split;
 #[cfg(test)]
 mod tests;
 mod value;
-#[cfg(test)]
-pub(super) mod writer;
+mod writer;
 
 pub use metadata::Metadata;
 pub(super) use split::{from_bytes, open};
 pub use value::{Array, Value};
+pub use writer::{Existing, TensorHeader, Writer, check_destination};
 
 use super::dtype::DType;
 use super::error::{FormatError, refuse_lfs_pointer};

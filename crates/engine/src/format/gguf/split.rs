@@ -153,7 +153,7 @@ fn join(first: Part, rest: Vec<Part>) -> Contents<Metadata> {
 #[cfg(test)]
 mod tests {
     use super::super::super::{Checkpoint, Source};
-    use super::super::writer::Writer;
+    use super::super::hostile::Hostile;
     use super::*;
 
     fn metadata(checkpoint: &Checkpoint) -> &Metadata {
@@ -163,8 +163,8 @@ mod tests {
         }
     }
 
-    fn part(number: u32, count: u32, total: u32) -> Writer {
-        let writer = Writer::new()
+    fn part(number: u32, count: u32, total: u32) -> Hostile {
+        let writer = Hostile::new()
             .pair("split.no", 2, &(number as u16).to_le_bytes())
             .pair("split.count", 2, &(count as u16).to_le_bytes())
             .pair("split.tensors.count", 5, &total.to_le_bytes());
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn parts_that_disagree() {
-        let b = |writer: Writer| writer.tensor("b", &[1], 0, &[2; 4]);
+        let b = |writer: Hostile| writer.tensor("b", &[1], 0, &[2; 4]);
         for (what, second) in [
             ("split.no", b(part(2, 3, 2))),
             ("split.count", b(part(1, 4, 2))),
@@ -272,7 +272,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         write(directory.path());
         let second = path(directory.path(), 1, 3);
-        std::fs::write(&second, Writer::new().finish()).unwrap();
+        std::fs::write(&second, Hostile::new().finish()).unwrap();
         let error = Checkpoint::open(&path(directory.path(), 0, 3)).unwrap_err();
         assert!(matches!(error, FormatError::MissingKey { .. }), "{error:?}");
         std::fs::write(&second, part(1, 3, 2).tensor("b", &[1], 0, &[2; 4]).finish()).unwrap();

@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 
 use super::super::{Bytes, Checkpoint, DType, FormatError, Source};
-use super::writer::{Writer, array, string};
+use super::hostile::{Hostile, array, string};
 use super::{Array, Metadata, Value};
 
-fn open(writer: &Writer) -> Result<Checkpoint, FormatError> {
+fn open(writer: &Hostile) -> Result<Checkpoint, FormatError> {
     Checkpoint::from_gguf_bytes("m.gguf", Bytes::from(writer.finish()))
 }
 
@@ -28,9 +28,9 @@ macro_rules! assert_refused {
 }
 
 /// A file with every value type, nested arrays, and tensors of several types.
-fn complete(version: u32) -> Writer {
+fn complete(version: u32) -> Hostile {
     let nested = [array(0, 2, &[1, 2]), array(7, 1, &[1])].concat();
-    let mut writer = Writer::new();
+    let mut writer = Hostile::new();
     writer.version = version;
     writer
         .string("general.architecture", "gpt2")
@@ -130,7 +130,7 @@ fn a_static_file_is_opened_by_its_name() {
 #[test]
 fn tensors_may_leave_gaps_and_come_in_any_order() {
     let writer =
-        Writer::new().description("second", &[1], 0, 64).description("first", &[1], 0, 0).data(68);
+        Hostile::new().description("second", &[1], 0, 64).description("first", &[1], 0, 0).data(68);
     assert_eq!(open(&writer).unwrap().tensors().len(), 2);
 }
 
@@ -160,7 +160,7 @@ fn a_git_lfs_pointer_is_recognised() {
 #[test]
 fn versions_other_than_2_and_3() {
     for version in [0, 1, 4, 0x0301_0000] {
-        let mut writer = Writer::new();
+        let mut writer = Hostile::new();
         writer.version = version;
         assert_refused!(writer, FormatError::GgufVersion { .. });
     }
@@ -168,7 +168,7 @@ fn versions_other_than_2_and_3() {
 
 #[test]
 fn big_endian_is_recognised() {
-    let mut writer = Writer::new();
+    let mut writer = Hostile::new();
     writer.version = 3u32.swap_bytes();
     assert_refused!(writer, FormatError::BigEndian { .. });
     writer.magic = *b"FUGG";
@@ -197,10 +197,10 @@ fn every_truncation_is_refused() {
 #[test]
 fn count_larger_than_file() {
     for count in [1, 1 << 20, u64::MAX] {
-        let mut writer = Writer::new();
+        let mut writer = Hostile::new();
         writer.pair_count = Some(count);
         assert_refused!(writer, FormatError::CountTooLarge { what: "keys", .. });
-        let mut writer = Writer::new();
+        let mut writer = Hostile::new();
         writer.tensor_count = Some(count);
         assert_refused!(writer, FormatError::CountTooLarge { what: "tensors", .. });
     }
@@ -208,7 +208,7 @@ fn count_larger_than_file() {
 
 #[test]
 fn more_keys_than_any_model_has() {
-    let mut writer = Writer::new();
+    let mut writer = Hostile::new();
     for _ in 0..70_000 {
         writer = writer.pair("", 0, &[0]);
     }
@@ -219,7 +219,7 @@ fn more_keys_than_any_model_has() {
 fn array_count_larger_than_file() {
     for id in 0..=12 {
         for count in [1 << 20, 1 << 61, u64::MAX] {
-            let writer = Writer::new().pair("a", 9, &array(id, count, &[0; 64]));
+            let writer = Hostile::new().pair("a", 9, &array(id, count, &[0; 64]));
             assert_refused!(writer, FormatError::Truncated { .. });
         }
     }
@@ -228,10 +228,10 @@ fn array_count_larger_than_file() {
 #[test]
 fn string_length_overflow() {
     for length in [1, 1 << 32, u64::MAX] {
-        let writer = Writer::new().pair("a", 8, &length.to_le_bytes());
+        let writer = Hostile::new().pair("a", 8, &length.to_le_bytes());
         assert_refused!(writer, FormatError::Truncated { found: 0, .. });
     }
-    let mut key = Writer::new().finish();
+    let mut key = Hostile::new().finish();
     key[16] = 1;
     key.extend(u64::MAX.to_le_bytes());
     key.extend([0; 16]);
@@ -242,7 +242,7 @@ fn string_length_overflow() {
 #[test]
 fn nested_arrays_too_deep() {
     let nest = |depth| (1..depth).fold(array(0, 1, &[7]), |inner, _| array(9, 1, &inner));
-    let writer = |depth| Writer::new().pair("a", 9, &nest(depth));
+    let writer = |depth| Hostile::new().pair("a", 9, &nest(depth));
     assert!(open(&writer(4)).is_ok());
     assert_refused!(writer(5), FormatError::NestedTooDeep { limit: 4, .. });
     assert_refused!(writer(10_000), FormatError::NestedTooDeep { .. });
@@ -250,47 +250,50 @@ fn nested_arrays_too_deep() {
 
 #[test]
 fn unknown_value_type() {
-    assert_refused!(Writer::new().pair("a", 13, &[]), FormatError::UnknownValueType { id: 13, .. });
-    let writer = Writer::new().pair("a", 9, &array(13, 0, &[]));
+    assert_refused!(
+        Hostile::new().pair("a", 13, &[]),
+        FormatError::UnknownValueType { id: 13, .. }
+    );
+    let writer = Hostile::new().pair("a", 9, &array(13, 0, &[]));
     assert_refused!(writer, FormatError::UnknownValueType { id: 13, .. });
 }
 
 #[test]
 fn bool_that_is_neither() {
-    assert_refused!(Writer::new().pair("a", 7, &[2]), FormatError::BadBool { found: 2, .. });
-    let writer = Writer::new().pair("a", 9, &array(7, 2, &[1, 255]));
+    assert_refused!(Hostile::new().pair("a", 7, &[2]), FormatError::BadBool { found: 2, .. });
+    let writer = Hostile::new().pair("a", 9, &array(7, 2, &[1, 255]));
     assert_refused!(writer, FormatError::BadBool { found: 255, .. });
 }
 
 #[test]
 fn text_that_is_not_utf8() {
     let bad = b"\xff\xfe";
-    let message = assert_refused!(Writer::new().pair(bad, 0, &[0]), FormatError::NotUtf8 { .. });
+    let message = assert_refused!(Hostile::new().pair(bad, 0, &[0]), FormatError::NotUtf8 { .. });
     assert!(message.contains("the name of key 0"), "{message}");
-    let writer = Writer::new().pair("tokens", 9, &array(8, 1, &string(bad)));
+    let writer = Hostile::new().pair("tokens", 9, &array(8, 1, &string(bad)));
     let message = assert_refused!(writer, FormatError::NotUtf8 { .. });
     assert!(message.contains("the value of key \"tokens\""), "{message}");
-    let writer = Writer::new().description(bad, &[1], 0, 0).data(4);
+    let writer = Hostile::new().description(bad, &[1], 0, 0).data(4);
     assert_refused!(writer, FormatError::NotUtf8 { .. });
 }
 
 #[test]
 fn duplicate_names() {
-    assert_refused!(Writer::new().u32("a", 1).u32("a", 1), FormatError::DuplicateKey { .. });
-    let writer = Writer::new().tensor("t", &[1], 0, &[0; 4]).tensor("t", &[1], 0, &[0; 4]);
+    assert_refused!(Hostile::new().u32("a", 1).u32("a", 1), FormatError::DuplicateKey { .. });
+    let writer = Hostile::new().tensor("t", &[1], 0, &[0; 4]).tensor("t", &[1], 0, &[0; 4]);
     assert_refused!(writer, FormatError::DuplicateTensor { .. });
 }
 
 #[test]
 fn alignment_zero_odd_or_huge() {
     for alignment in [0, 1, 4, 12, 33, (1 << 20) + 8, u32::MAX] {
-        let writer = Writer::new().u32("general.alignment", alignment);
+        let writer = Hostile::new().u32("general.alignment", alignment);
         assert_refused!(writer, FormatError::Alignment { .. });
     }
-    let writer = Writer::new().string("general.alignment", "32");
+    let writer = Hostile::new().string("general.alignment", "32");
     assert_refused!(writer, FormatError::WrongType { .. });
     for alignment in [8, 24, 64, 1 << 20] {
-        let mut writer = Writer::new().u32("general.alignment", alignment);
+        let mut writer = Hostile::new().u32("general.alignment", alignment);
         writer.alignment = alignment as usize;
         let writer = writer.tensor("a", &[1], 0, &[1; 4]).tensor("b", &[1], 0, &[2; 4]);
         let checkpoint = open(&writer).unwrap();
@@ -300,38 +303,38 @@ fn alignment_zero_odd_or_huge() {
 
 #[test]
 fn misaligned_tensor() {
-    let writer = Writer::new().description("t", &[1], 0, 8).data(64);
+    let writer = Hostile::new().description("t", &[1], 0, 8).data(64);
     assert_refused!(writer, FormatError::Misaligned { offset: 8, alignment: 32, .. });
 }
 
 #[test]
 fn tensor_past_end() {
     for offset in [0, 32, 1 << 40, u64::MAX - 31] {
-        let writer = Writer::new().description("t", &[9], 0, offset).data(35);
+        let writer = Hostile::new().description("t", &[9], 0, offset).data(35);
         assert_refused!(writer, FormatError::TensorPastEnd { .. });
     }
-    let writer = Writer::new().description("t", &[1], 0, 0);
+    let writer = Hostile::new().description("t", &[1], 0, 0);
     let message = assert_refused!(writer, FormatError::TensorPastEnd { .. });
     assert!(message.contains("incomplete"), "{message}");
 }
 
 #[test]
 fn overlapping_tensors() {
-    let overlapping = Writer::new().description("a", &[9], 0, 0).description("b", &[1], 0, 32);
+    let overlapping = Hostile::new().description("a", &[9], 0, 0).description("b", &[1], 0, 32);
     assert_refused!(overlapping.data(64), FormatError::TensorsOverlap { .. });
-    let same = Writer::new().description("a", &[1], 0, 0).description("b", &[1], 0, 0);
+    let same = Hostile::new().description("a", &[1], 0, 0).description("b", &[1], 0, 0);
     assert_refused!(same.data(64), FormatError::TensorsOverlap { .. });
 }
 
 #[test]
 fn dims_overflow() {
     for shape in [&[u64::MAX, 2][..], &[1 << 32, 1 << 32], &[1 << 62], &[1 << 16; 4]] {
-        let writer = Writer::new().description("t", shape, 0, 0).data(64);
+        let writer = Hostile::new().description("t", shape, 0, 0).data(64);
         assert_refused!(writer, FormatError::SizeOverflow { .. });
     }
-    let writer = Writer::new().description("t", &[1; 5], 0, 0).data(64);
+    let writer = Hostile::new().description("t", &[1; 5], 0, 0).data(64);
     assert_refused!(writer, FormatError::TooManyDimensions { found: 5, limit: 4, .. });
-    let mut many = Writer::new().description("t", &[], 0, 0).data(64).finish();
+    let mut many = Hostile::new().description("t", &[], 0, 0).data(64).finish();
     many[24 + 9..24 + 13].fill(0xFF);
     let error = Checkpoint::from_gguf_bytes("m", Bytes::from(many)).unwrap_err();
     assert!(matches!(error, FormatError::TooManyDimensions { .. }), "{error:?}");
@@ -340,14 +343,14 @@ fn dims_overflow() {
 #[test]
 fn zero_dimension() {
     for shape in [&[0][..], &[4, 0], &[0, u64::MAX]] {
-        let writer = Writer::new().description("t", shape, 0, 0).data(64);
+        let writer = Hostile::new().description("t", shape, 0, 0).data(64);
         assert_refused!(writer, FormatError::ZeroDimension { .. });
     }
 }
 
 #[test]
 fn unknown_tensor_type() {
-    let writer = Writer::new().description("blk.0.w", &[32], 43, 0).data(64);
+    let writer = Hostile::new().description("blk.0.w", &[32], 43, 0).data(64);
     assert_eq!(
         assert_refused!(writer, FormatError::UnknownGgmlType { id: 43, .. }),
         "m.gguf: tensor \"blk.0.w\" has ggml type 43, expected 0 to 3, 6 to 30, 34, 35 and 39 to 42"
@@ -357,9 +360,9 @@ fn unknown_tensor_type() {
 #[test]
 fn rows_of_partial_blocks() {
     // 64 elements are whole blocks; rows of 16 are not.
-    let writer = Writer::new().description("t", &[16, 4], 8, 0).data(68);
+    let writer = Hostile::new().description("t", &[16, 4], 8, 0).data(68);
     assert_refused!(writer, FormatError::PartialBlock { found: 16, .. });
-    let writer = Writer::new().description("t", &[], 8, 0).data(68);
+    let writer = Hostile::new().description("t", &[], 8, 0).data(68);
     assert_refused!(writer, FormatError::PartialBlock { found: 1, .. });
 }
 
@@ -367,7 +370,7 @@ fn rows_of_partial_blocks() {
 fn a_header_that_never_ends() {
     // An array that fits into the file, but not into what a header may have.
     let count = (super::reader::MAX_HEADER_BYTES + 1) as u64;
-    let mut bytes = Writer::new().pair("a", 9, &array(0, count, &[])).finish();
+    let mut bytes = Hostile::new().pair("a", 9, &array(0, count, &[])).finish();
     bytes.resize(bytes.len() + count as usize, 0);
     let error = Checkpoint::from_gguf_bytes("m", Bytes::from(bytes)).unwrap_err();
     assert!(matches!(error, FormatError::HeaderTooLong { .. }), "{error:?}");
@@ -376,7 +379,7 @@ fn a_header_that_never_ends() {
 #[test]
 fn a_large_vocabulary_is_read() {
     let tokens: Vec<String> = (0..200_000).map(|id| format!("token{id}")).collect();
-    let writer = Writer::new().strings("tokenizer.ggml.tokens", &tokens);
+    let writer = Hostile::new().strings("tokenizer.ggml.tokens", &tokens);
     let checkpoint = open(&writer).unwrap();
     assert_eq!(metadata(&checkpoint).require_strings("tokenizer.ggml.tokens").unwrap(), tokens);
 }

@@ -83,6 +83,25 @@ impl Value {
         }
     }
 
+    /// The number that stands for the type in a file.
+    pub(super) fn type_id(&self) -> u32 {
+        match self {
+            Self::U8(_) => 0,
+            Self::I8(_) => 1,
+            Self::U16(_) => 2,
+            Self::I16(_) => 3,
+            Self::U32(_) => 4,
+            Self::I32(_) => 5,
+            Self::F32(_) => 6,
+            Self::Bool(_) => 7,
+            Self::String(_) => 8,
+            Self::Array(_) => 9,
+            Self::U64(_) => 10,
+            Self::I64(_) => 11,
+            Self::F64(_) => 12,
+        }
+    }
+
     /// The value as an unsigned integer, if it is an integer and not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
@@ -110,6 +129,25 @@ impl Array {
         self.len() == 0
     }
 
+    /// The number that stands for the type of the elements in a file.
+    pub(super) fn element_type_id(&self) -> u32 {
+        match self {
+            Self::U8(_) => 0,
+            Self::I8(_) => 1,
+            Self::U16(_) => 2,
+            Self::I16(_) => 3,
+            Self::U32(_) => 4,
+            Self::I32(_) => 5,
+            Self::F32(_) => 6,
+            Self::Bool(_) => 7,
+            Self::String(_) => 8,
+            Self::Array(_) => 9,
+            Self::U64(_) => 10,
+            Self::I64(_) => 11,
+            Self::F64(_) => 12,
+        }
+    }
+
     /// What the type is called in messages and listings.
     pub fn type_name(&self) -> &'static str {
         match self {
@@ -127,6 +165,34 @@ impl Array {
             Self::I64(_) => "array of i64",
             Self::F64(_) => "array of f64",
         }
+    }
+}
+
+/// Values of the types that a writer makes.
+macro_rules! from {
+    ($($type:ty => $value:expr;)*) => {
+        $(impl From<$type> for Value {
+            fn from(value: $type) -> Self {
+                $value(value)
+            }
+        })*
+    };
+}
+
+from! {
+    u32 => Value::U32;
+    u64 => Value::U64;
+    i32 => Value::I32;
+    f32 => Value::F32;
+    bool => Value::Bool;
+    String => Value::String;
+    Vec<String> => |v| Value::Array(Array::String(v));
+    Vec<i32> => |v| Value::Array(Array::I32(v));
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Value::String(value.to_owned())
     }
 }
 
