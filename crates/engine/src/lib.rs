@@ -38,6 +38,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod convert;
 pub mod engine;
 pub mod format;
 pub mod kv;

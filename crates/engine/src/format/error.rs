@@ -163,7 +163,7 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    pub(super) fn io(file: &Path, action: &'static str, cause: std::io::Error) -> Self {
+    pub(crate) fn io(file: &Path, action: &'static str, cause: std::io::Error) -> Self {
         Self::Io { file: file.display().to_string(), action, cause }
     }
 }

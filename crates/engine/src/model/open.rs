@@ -103,7 +103,8 @@ fn open_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelErr
     }
 }
 
-fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokenizer>, ModelError> {
+/// The tokenizer in the metadata of a GGUF file, if there is one.
+pub(crate) fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokenizer>, ModelError> {
     // llama.cpp's two names for a file that has none.
     let model = match metadata.string("tokenizer.ggml.model")? {
         None | Some("no_vocab" | "none") => return Ok(None),

@@ -120,7 +120,7 @@ impl<B: Backend> MapWeights<TensorSource, TensorSource> for Load<'_, B> {
 /// Transposes a (rows, cols) matrix of elements of `element` bytes.
 ///
 /// In square tiles, so that neither side is walked with a stride of a whole row for each element.
-fn transpose(bytes: &[u8], rows: usize, cols: usize, element: usize) -> Vec<u8> {
+pub(crate) fn transpose(bytes: &[u8], rows: usize, cols: usize, element: usize) -> Vec<u8> {
     const TILE: usize = 32;
     let mut transposed = vec![0; bytes.len()];
     for row_tile in (0..rows).step_by(TILE) {

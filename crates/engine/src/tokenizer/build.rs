@@ -1,6 +1,6 @@
 //! From the parts that a source provides to a tokenizer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedVocabulary, NormalizerWrapper, PreTokenizerWrapper};
@@ -56,6 +56,18 @@ pub(super) enum TokenRef {
 }
 
 impl Parts {
+    /// The id of a token with a role, given those of the added tokens.
+    pub(super) fn resolve(
+        &self,
+        placed: &HashMap<String, u32>,
+        token: &Option<TokenRef>,
+    ) -> Option<u32> {
+        match token.as_ref()? {
+            TokenRef::Id(id) => Some(*id),
+            TokenRef::Text(text) => placed.get(text).copied().or_else(|| self.vocabulary.id(text)),
+        }
+    }
+
     pub(super) fn build(self) -> Result<Tokenizer, TokenizerError> {
         let file = self.vocabulary.file().to_owned();
         let failed = |error: tokenizers::Error| TokenizerError::Build {
@@ -75,18 +87,10 @@ impl Parts {
             }
         }
         let placed = self.vocabulary.place(&self.added)?;
-        let resolve = |token: &Option<TokenRef>| -> Option<u32> {
-            match token.as_ref()? {
-                TokenRef::Id(id) => Some(*id),
-                TokenRef::Text(text) => {
-                    placed.get(text).copied().or_else(|| self.vocabulary.id(text))
-                }
-            }
-        };
-        let bos = resolve(&self.named.bos);
-        let eos = resolve(&self.named.eos);
-        let pad = resolve(&self.named.pad);
-        let unknown = resolve(&self.named.unknown);
+        let bos = self.resolve(&placed, &self.named.bos);
+        let eos = self.resolve(&placed, &self.named.eos);
+        let pad = self.resolve(&placed, &self.named.pad);
+        let unknown = self.resolve(&placed, &self.named.unknown);
         let (prefix, suffix) = match self.wrap {
             Wrap::Ids { prefix, suffix } => (prefix, suffix),
             Wrap::Named { bos: add_bos, eos: add_eos } => {

@@ -7,9 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use super::build::{Named, TokenRef};
+use super::build::{Named, Parts, TokenRef};
 use super::vocabulary::Added;
-use super::{Tokenizer, TokenizerError, from_json, from_vocab_merges};
+use super::{TokenizerError, from_json, from_vocab_merges};
 
 /// The largest tokenizers known have a tenth of this.
 const MAX_FILE_SIZE: u64 = 256 << 20;
@@ -27,7 +27,7 @@ const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-pub(super) fn read(directory: &Path) -> Result<Option<Tokenizer>, TokenizerError> {
+pub(super) fn read(directory: &Path) -> Result<Option<Parts>, TokenizerError> {
     let tokenizer = directory.join("tokenizer.json");
     if tokenizer.is_file() {
         let settings = Settings::read(directory)?;

@@ -60,6 +60,18 @@ pub enum TokenizerError {
         /// What there is.
         supported: String,
     },
+    /// A part of a tokenizer that the metadata of a GGUF file has no words for.
+    #[error("{file}: {part} cannot be written to GGUF: expected {expected}, found {found}")]
+    NotInGguf {
+        /// The file's name.
+        file: String,
+        /// The part of the tokenizer.
+        part: String,
+        /// What GGUF can say.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
     /// There are more entries than any tokenizer has.
     #[error("{file} has {count} {what}, more than the limit of {limit}")]
     TooMany {

@@ -9,7 +9,7 @@ use tokenizers::{AddedToken, NormalizerWrapper};
 use super::build::{Parts, Wrap};
 use super::directory::{self, Settings};
 use super::vocabulary::{Added, Merge, TokenMap, Vocabulary, split_merge};
-use super::{Tokenizer, TokenizerError, post_processor, pre_tokenizer};
+use super::{TokenizerError, post_processor, pre_tokenizer};
 
 const FILE: &str = "tokenizer.json";
 
@@ -56,7 +56,7 @@ struct Model {
     ignore_merges: bool,
 }
 
-pub(super) fn read(path: &Path, settings: Settings) -> Result<Tokenizer, TokenizerError> {
+pub(super) fn read(path: &Path, settings: Settings) -> Result<Parts, TokenizerError> {
     let File { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } =
         directory::read_json(path)?;
     let is_gpt2 = settings.class() == Some("GPT2Tokenizer");
@@ -102,7 +102,7 @@ pub(super) fn read(path: &Path, settings: Settings) -> Result<Tokenizer, Tokeniz
     let add_prefix_space =
         if is_gpt2 { Some(settings.switch("add_prefix_space")?.unwrap_or(false)) } else { None };
     let around = post_processor::read(FILE, &post_processor)?;
-    Parts {
+    Ok(Parts {
         vocabulary: Vocabulary::new(FILE, tokens)?,
         merges: pairs,
         merges_file: FILE.to_owned(),
@@ -118,8 +118,7 @@ pub(super) fn read(path: &Path, settings: Settings) -> Result<Tokenizer, Tokeniz
         end_tokens: settings.end_tokens()?,
         context_length: settings.context_length(),
         chat_template: settings.chat_template()?,
-    }
-    .build()
+    })
 }
 
 fn unsupported(part: &'static str, found: &str, supported: &str) -> TokenizerError {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::build::{Parts, Wrap};
 use super::directory::{self, Settings};
 use super::vocabulary::{TokenMap, Vocabulary, split_merge};
-use super::{Tokenizer, TokenizerError, pre_tokenizer};
+use super::{TokenizerError, pre_tokenizer};
 
 const VOCABULARY: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
@@ -16,7 +16,7 @@ pub(super) fn read(
     vocabulary: &Path,
     merges: &Path,
     settings: Settings,
-) -> Result<Tokenizer, TokenizerError> {
+) -> Result<Parts, TokenizerError> {
     // Other classes cut words differently and keep the rule in their code, not in these files.
     if let Some(class) = settings.class().filter(|class| *class != "GPT2Tokenizer") {
         return Err(TokenizerError::Unsupported {
@@ -40,7 +40,7 @@ pub(super) fn read(
         }
     }
 
-    Parts {
+    Ok(Parts {
         vocabulary: Vocabulary::new(VOCABULARY, tokens)?,
         merges: pairs,
         merges_file: MERGES.to_owned(),
@@ -59,6 +59,5 @@ pub(super) fn read(
         end_tokens: settings.end_tokens()?,
         context_length: settings.context_length(),
         chat_template: settings.chat_template()?,
-    }
-    .build()
+    })
 }

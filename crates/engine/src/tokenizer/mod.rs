@@ -20,6 +20,7 @@ mod stream;
 mod table;
 #[cfg(test)]
 mod tests;
+mod to_gguf;
 mod vocabulary;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ use std::path::Path;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedVocabulary, NormalizerWrapper, PreTokenizerWrapper};
 
+use self::build::Parts;
 pub use self::encode::{EncodeOptions, Segment};
 pub(crate) use self::encode::{is_private_use, private_use};
 pub use self::error::TokenizerError;
@@ -34,6 +36,7 @@ pub use self::from_gguf::GgufTokenizer;
 pub use self::metadata::{TokenizerKind, TokenizerMetadata};
 pub use self::stream::StreamDecoder;
 use self::table::TokenTable;
+pub use self::to_gguf::to_gguf;
 
 /// Turns text into token ids and back.
 pub struct Tokenizer {
@@ -67,7 +70,7 @@ impl Tokenizer {
     /// has no tokenizer. Settings of a `tokenizer.json` for truncation and padding are not followed: they
     /// are for batches, and `tokenizer(text)` of `transformers` does neither.
     pub fn from_directory(directory: &Path) -> Result<Option<Self>, TokenizerError> {
-        directory::read(directory)
+        directory::read(directory)?.map(Parts::build).transpose()
     }
 
     /// The tokenizer in the metadata of a GGUF file.

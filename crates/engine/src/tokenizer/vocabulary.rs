@@ -59,6 +59,10 @@ impl Vocabulary {
         self.tokens.len()
     }
 
+    pub(super) fn tokens(&self) -> &[(String, u32)] {
+        &self.tokens
+    }
+
     pub(super) fn into_tokens(self) -> Vec<(String, u32)> {
         self.tokens
     }

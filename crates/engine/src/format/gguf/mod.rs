@@ -9,8 +9,9 @@
 //! 8; strings that are not UTF-8 are refused, values included; tensors may leave gaps and come in any
 //! order, but may not overlap.
 
+mod file_type;
 #[cfg(test)]
-pub(super) mod hostile;
+mod hostile;
 mod metadata;
 mod reader;
 mod split;
@@ -19,6 +20,7 @@ mod tests;
 mod value;
 mod writer;
 
+pub use file_type::{file_type, keeps_f32};
 pub use metadata::Metadata;
 pub(super) use split::{from_bytes, open};
 pub use value::{Array, Value};

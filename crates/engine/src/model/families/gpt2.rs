@@ -7,30 +7,30 @@ use super::super::spec::{
     Activation, Attention, AttentionShape, Decoder, Embedding, FeedForward, Head, Layer, Layout,
     Linear, Norm, TensorSource,
 };
-use super::super::{GenerationSettings, ModelDescription, ModelError, file_name};
+use super::super::{DecoderSource, GenerationSettings, ModelDescription, ModelError, file_name};
 use super::json::Json;
 use crate::format::{Checkpoint, gguf};
 
 /// The numbers of a GPT-2, whichever file they come from.
-struct Config {
-    vocab_size: usize,
-    context_length: usize,
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    heads: usize,
-    eps: f32,
-    activation: Activation,
+pub(super) struct Config {
+    pub vocab_size: usize,
+    pub context_length: usize,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub eps: f32,
+    pub activation: Activation,
     /// Whether scores are divided by the square root of the head's width.
-    scale_attention: bool,
+    pub scale_attention: bool,
     /// Whether scores of layer `i` are also divided by `i + 1`.
-    scale_by_layer: bool,
+    pub scale_by_layer: bool,
     /// Rows of a head of its own; `None` where the token embedding serves.
-    head_rows: Option<usize>,
+    pub head_rows: Option<usize>,
 }
 
 /// How a format names and stores the weights.
-struct Names {
+pub(super) struct Names {
     tokens: &'static str,
     positions: &'static str,
     /// Before the number of a layer.
@@ -48,6 +48,23 @@ struct Names {
     /// What the names may have before them.
     optional_prefix: &'static str,
 }
+
+/// The names and layouts of llama.cpp.
+pub(super) const GGUF: Names = Names {
+    tokens: "token_embd.weight",
+    positions: "position_embd.weight",
+    layer: "blk",
+    attention_norm: "attn_norm",
+    qkv: "attn_qkv",
+    attention_output: "attn_output",
+    feed_forward_norm: "ffn_norm",
+    up: "ffn_up",
+    down: "ffn_down",
+    final_norm: "output_norm",
+    head: "output.weight",
+    layout: Layout::RowMajor,
+    optional_prefix: "",
+};
 
 /// From `general.architecture = gpt2`, with the names and layouts of llama.cpp.
 pub fn from_gguf(
@@ -86,22 +103,7 @@ pub fn from_gguf(
         scale_by_layer: false,
         head_rows: rows("output.weight"),
     };
-    let names = Names {
-        tokens: "token_embd.weight",
-        positions: "position_embd.weight",
-        layer: "blk",
-        attention_norm: "attn_norm",
-        qkv: "attn_qkv",
-        attention_output: "attn_output",
-        feed_forward_norm: "ffn_norm",
-        up: "ffn_up",
-        down: "ffn_down",
-        final_norm: "output_norm",
-        head: "output.weight",
-        layout: Layout::RowMajor,
-        optional_prefix: "",
-    };
-    describe(checkpoint, &config, &names)
+    describe(checkpoint, &config, &GGUF)
 }
 
 /// From `model_type = gpt2`, with the names and layouts of `transformers`.
@@ -109,31 +111,10 @@ pub fn from_hugging_face(
     checkpoint: &Checkpoint,
     config: &Json,
 ) -> Result<ModelDescription, ModelError> {
-    if config.bool("add_cross_attention")?.unwrap_or(false) {
-        return Err(config.error("add_cross_attention", "false (a decoder alone)", "true"));
-    }
-    let hidden = config.required_size("n_embd")?;
-    let vocab_size = config.required_size("vocab_size")?;
-    // As in `transformers`, a head that is in the file counts, whatever the configuration says; a file with nothing
-    // but a head uses it for both.
-    let tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
+    let numbers = hugging_face_config(checkpoint, config)?;
     let has = |tensor: &str| checkpoint.tensor(tensor).is_some();
-    let has_tokens = has("wte.weight") || has("transformer.wte.weight");
-    let own_head = !tied || (has_tokens && has("lm_head.weight"));
-    let config = Config {
-        vocab_size,
-        context_length: config.required_size("n_positions")?,
-        hidden,
-        intermediate: config.size("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
-        layers: config.required_size("n_layer")?,
-        heads: config.required_size("n_head")?,
-        eps: config.f32("layer_norm_epsilon")?.unwrap_or(1e-5),
-        activation: activation(config)?,
-        scale_attention: config.bool("scale_attn_weights")?.unwrap_or(true),
-        scale_by_layer: config.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
-        head_rows: own_head.then_some(vocab_size),
-    };
-    let only_head = tied && !has_tokens && has("lm_head.weight");
+    // A file with nothing but a head uses it for both.
+    let only_head = numbers.head_rows.is_none() && !has_tokens(checkpoint) && has("lm_head.weight");
     let names = Names {
         tokens: if only_head { "lm_head.weight" } else { "wte.weight" },
         positions: "wpe.weight",
@@ -150,7 +131,40 @@ pub fn from_hugging_face(
         // The first published GPT-2 checkpoints were saved from the bare decoder, without this prefix.
         optional_prefix: "transformer.",
     };
-    describe(checkpoint, &config, &names)
+    describe(checkpoint, &numbers, &names)
+}
+
+fn has_tokens(checkpoint: &Checkpoint) -> bool {
+    ["wte.weight", "transformer.wte.weight"].iter().any(|name| checkpoint.tensor(name).is_some())
+}
+
+/// The numbers in `config.json`.
+pub(super) fn hugging_face_config(
+    checkpoint: &Checkpoint,
+    config: &Json,
+) -> Result<Config, ModelError> {
+    if config.bool("add_cross_attention")?.unwrap_or(false) {
+        return Err(config.error("add_cross_attention", "false (a decoder alone)", "true"));
+    }
+    let hidden = config.required_size("n_embd")?;
+    let vocab_size = config.required_size("vocab_size")?;
+    // As in `transformers`, a head that is in the file counts, whatever the configuration says.
+    let tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
+    let has_head = checkpoint.tensor("lm_head.weight").is_some();
+    let own_head = !tied || (has_tokens(checkpoint) && has_head);
+    Ok(Config {
+        vocab_size,
+        context_length: config.required_size("n_positions")?,
+        hidden,
+        intermediate: config.size("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
+        layers: config.required_size("n_layer")?,
+        heads: config.required_size("n_head")?,
+        eps: config.f32("layer_norm_epsilon")?.unwrap_or(1e-5),
+        activation: activation(config)?,
+        scale_attention: config.bool("scale_attn_weights")?.unwrap_or(true),
+        scale_by_layer: config.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
+        head_rows: own_head.then_some(vocab_size),
+    })
 }
 
 /// The names that `transformers` has for the activations we know.
@@ -178,11 +192,26 @@ fn describe(
     names: &Names,
 ) -> Result<ModelDescription, ModelError> {
     check(checkpoint, config)?;
-    let Config { hidden, intermediate, vocab_size, .. } = *config;
     let in_file = |name: String| match checkpoint.tensor(&name) {
         Some(_) => name,
         None => format!("{}{name}", names.optional_prefix),
     };
+    Ok(ModelDescription {
+        family: "gpt2",
+        name: None,
+        decoder: decoder(config, names, &in_file),
+        end_tokens: Vec::new(),
+        generation: GenerationSettings::default(),
+    })
+}
+
+/// The decoder of these numbers, with these names as `in_file` says that the file has them.
+pub(super) fn decoder(
+    config: &Config,
+    names: &Names,
+    in_file: &dyn Fn(String) -> String,
+) -> DecoderSource {
+    let Config { hidden, intermediate, vocab_size, .. } = *config;
     let vector = |name: String, width| TensorSource::vector(in_file(name), width);
     let norm = |name: String| Norm {
         weight: vector(format!("{name}.weight"), hidden),
@@ -217,7 +246,7 @@ fn describe(
     let matrix = |name: &str, rows| {
         TensorSource::matrix(in_file(name.to_string()), rows, hidden, Layout::RowMajor)
     };
-    let decoder = Decoder {
+    Decoder {
         hidden,
         context_length: config.context_length,
         embedding: Embedding {
@@ -231,14 +260,7 @@ fn describe(
             weight: config.head_rows.map(|rows| matrix(names.head, rows)),
             rows: config.head_rows.unwrap_or(vocab_size),
         },
-    };
-    Ok(ModelDescription {
-        family: "gpt2",
-        name: None,
-        decoder,
-        end_tokens: Vec::new(),
-        generation: GenerationSettings::default(),
-    })
+    }
 }
 
 fn attention_shape(config: &Config, layer: usize) -> AttentionShape {

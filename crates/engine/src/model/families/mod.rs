@@ -1,9 +1,10 @@
 //! The model families: each file maps a checkpoint's configuration and tensor names to a decoder.
 
 mod gpt2;
+mod gpt2_gguf;
 mod json;
 
-use super::{ModelDescription, ModelError, file_name};
+use super::{DecoderSource, ModelDescription, ModelError, file_name};
 use crate::format::{Checkpoint, gguf, hugging_face};
 use json::Json;
 
@@ -15,13 +16,28 @@ struct Family {
     hugging_face: &'static str,
     from_gguf: fn(&Checkpoint, &gguf::Metadata) -> Result<ModelDescription, ModelError>,
     from_hugging_face: fn(&Checkpoint, &Json) -> Result<ModelDescription, ModelError>,
+    to_gguf: fn(&Checkpoint, &Json) -> Result<GgufForm, ModelError>,
 }
+
+/// A model as a GGUF file has it.
+pub struct GgufForm {
+    /// The keys of the architecture.
+    pub metadata: gguf::Metadata,
+    /// The decoder with the names of the tensors in the file. Its weights come in the same order as those of the
+    /// decoder that the model was read to.
+    pub decoder: DecoderSource,
+}
+
+/// The keys of the ids that end an answer.
+pub const GGUF_END_TOKENS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
 const FAMILIES: &[Family] = &[Family {
     gguf: "gpt2",
     hugging_face: "gpt2",
     from_gguf: gpt2::from_gguf,
     from_hugging_face: gpt2::from_hugging_face,
+    to_gguf: gpt2_gguf::from_hugging_face,
 }];
 
 /// The names of all families, as GGUF has them.
@@ -43,6 +59,9 @@ pub fn from_gguf(
     };
     let mut description = (family.from_gguf)(checkpoint, metadata)?;
     description.name = metadata.string("general.name")?.map(str::to_string);
+    for key in GGUF_END_TOKENS {
+        description.end_tokens.extend(metadata.u32(key)?);
+    }
     let generation = &mut description.generation;
     generation.temperature = metadata.f32("general.sampling.temp")?;
     generation.top_k = metadata.u32("general.sampling.top_k")?;
@@ -57,15 +76,7 @@ pub fn from_hugging_face(
     checkpoint: &Checkpoint,
     files: &hugging_face::Files,
 ) -> Result<ModelDescription, ModelError> {
-    let config = Json::new(files.directory.join("config.json"), &files.config);
-    let model_type =
-        config.string("model_type")?.ok_or_else(|| config.missing("model_type", "a name"))?;
-    let Some(family) = FAMILIES.iter().find(|family| family.hugging_face == model_type) else {
-        return Err(ModelError::UnknownArchitecture {
-            file: config.file(),
-            found: model_type.to_string(),
-        });
-    };
+    let (family, config) = hugging_face_family(files)?;
     let mut description = (family.from_hugging_face)(checkpoint, &config)?;
     description.end_tokens = config.ids("eos_token_id")?;
     if let Some(map) = &files.generation_config {
@@ -82,4 +93,31 @@ pub fn from_hugging_face(
         generation.repeat_penalty = generation_config.f32("repetition_penalty")?;
     }
     Ok(description)
+}
+
+/// The GGUF form of a Hugging Face checkpoint.
+///
+/// # Errors
+/// When the model has an option that GGUF has no key for.
+pub fn to_gguf(
+    checkpoint: &Checkpoint,
+    files: &hugging_face::Files,
+) -> Result<GgufForm, ModelError> {
+    let (family, config) = hugging_face_family(files)?;
+    (family.to_gguf)(checkpoint, &config)
+}
+
+fn hugging_face_family(
+    files: &hugging_face::Files,
+) -> Result<(&'static Family, Json<'_>), ModelError> {
+    let config = Json::new(files.directory.join("config.json"), &files.config);
+    let model_type =
+        config.string("model_type")?.ok_or_else(|| config.missing("model_type", "a name"))?;
+    match FAMILIES.iter().find(|family| family.hugging_face == model_type) {
+        Some(family) => Ok((family, config)),
+        None => Err(ModelError::UnknownArchitecture {
+            file: config.file(),
+            found: model_type.to_string(),
+        }),
+    }
 }
