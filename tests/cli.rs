@@ -1,53 +1,10 @@
 //! The program as its users see it: standard output, standard error, exit codes.
 
-use assert_cmd::Command;
-use serde_json::Value;
+mod common;
+
+use common::{error, ids, json, oxgpt, read_json, stdout, testdata};
 use std::fs;
-use std::path::{Path, PathBuf};
-
-fn oxgpt() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_oxgpt"));
-    command.env_remove("OXGPT_MODEL").env_remove("OXGPT_DEVICE");
-    command
-}
-
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(path)
-}
-
-/// What a command that works prints.
-fn stdout(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stderr}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn json(command: &mut Command) -> Value {
-    let stdout = stdout(command);
-    assert!(stdout.ends_with('\n') && stdout.lines().count() == 1, "one line: {stdout}");
-    serde_json::from_str(&stdout).unwrap()
-}
-
-/// What a command that fails says; it must be one sentence and nothing on standard output.
-fn error(command: &mut Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{command:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{command:?} printed something");
-    assert!(!stderr.contains("panicked"), "{command:?}: {stderr}");
-    let last = stderr.lines().filter(|line| line.starts_with("error:")).collect::<Vec<_>>();
-    assert_eq!(last.len(), 1, "{command:?}: {stderr}");
-    last[0].to_string()
-}
-
-fn read_json(path: &str) -> Value {
-    serde_json::from_slice(&fs::read(testdata(path)).unwrap()).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u64> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect()
-}
+use std::path::Path;
 
 #[test]
 fn the_demo_continues_as_transformers_does() {
