@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::gguf::write_gpt2;
 use common::{Golden, case, engine, relative_l2};
 use oxgpt_engine::backend::cpu::Cpu;
 use oxgpt_engine::backend::reference::Reference;
@@ -11,6 +12,7 @@ use oxgpt_engine::engine::Device;
 use oxgpt_engine::kv::{KvLayout, KvPools, KvSequence};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::model::executor::{BatchLimits, Executor, load};
+use oxgpt_engine::quant;
 
 const DEVICES: [Device; 2] = [Device::Reference, Device::Cpu];
 
@@ -150,6 +152,27 @@ fn other_sequences_do_not_change_a_bit() {
         for device in DEVICES {
             assert_batches_change_nothing(&model, device, &prompts);
         }
+    }
+}
+
+#[test]
+fn no_weight_type_lets_neighbours_change_a_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for dtype in quant::SUPPORTED {
+        let path = folder.path().join(format!("{dtype}.gguf"));
+        write_gpt2(&path, *dtype);
+        let model = Model::open(&path).unwrap();
+        let tokens: Vec<u32> = (0..40).map(|i| i * 29 % 64).collect();
+        let one_by_one = score(&model, Device::Cpu, 1, &tokens);
+        assert!(one_by_one.iter().all(|logit| logit.is_finite()), "{dtype}");
+        for chunk in [3, 33, 64] {
+            let chunked = score(&model, Device::Cpu, chunk, &tokens);
+            assert_eq!(bits(&chunked), bits(&one_by_one), "{dtype} in chunks of {chunk}");
+        }
+        let prompts = [tokens.clone(), tokens[3..].to_vec(), tokens[20..].to_vec()];
+        assert_batches_change_nothing(&model, Device::Cpu, &prompts);
+        let error = relative_l2(&one_by_one, &score(&model, Device::Reference, 64, &tokens));
+        assert!(error < 1e-4, "{dtype}: {error} from the reference");
     }
 }
 

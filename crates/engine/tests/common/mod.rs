@@ -2,6 +2,8 @@
 // Each test file uses its own part of this.
 #![allow(dead_code, reason = "compiled into several test files, each of which uses a part")]
 
+pub mod gguf;
+
 use oxgpt_engine::engine::{Device, Engine, EngineOptions};
 use oxgpt_engine::model::Model;
 use safetensors::SafeTensors;
