@@ -9,6 +9,13 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// 2 bytes per value, the nearest number (ties to even). The lengths have been checked, and the values are in range.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for (value, stored) in values.iter().zip(out.as_chunks_mut().0) {
+        *stored = f16::from_f32(*value).to_le_bytes();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

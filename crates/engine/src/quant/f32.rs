@@ -7,6 +7,13 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// 4 bytes per value. The lengths have been checked.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for (value, stored) in values.iter().zip(out.as_chunks_mut().0) {
+        *stored = value.to_le_bytes();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

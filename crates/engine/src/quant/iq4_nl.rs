@@ -9,7 +9,8 @@
 //! Value `i` of a block is `d * STEPS[q[i]]`, exact in F32. A denormal or maximal scale is a number as any other; zero
 //! gives zeros; infinity gives infinities, since no step is 0; NaN gives NaN.
 
-use super::pack::{f16_at, for_each_block, nibbles};
+use super::fit::{block_scale, levels};
+use super::pack::{f16_at, for_each_block, for_each_block_mut, nibbles, pack_nibbles};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 18;
@@ -25,5 +26,28 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
         for (value, q) in values.iter_mut().zip(nibbles(&block[2..])) {
             *value = d * f32::from(STEPS[usize::from(q)]);
         }
+    });
+}
+
+/// The step nearest to a number.
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    let mut nearest = f32::from(STEPS[0]);
+    for pair in STEPS.windows(2) {
+        let (below, above) = (f32::from(pair[0]), f32::from(pair[1]));
+        nearest = if x > 0.5 * (below + above) { above } else { nearest };
+    }
+    nearest
+}
+
+/// 32 values per 18 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    let steps = STEPS.map(f32::from);
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let d = block_scale(x, steps[0], steps[15], steps.into_iter(), nearest);
+        let q = levels(x, d.to_f32(), nearest)
+            .map(|level| steps.iter().take_while(|step| **step < level).count() as u8);
+        [block[0], block[1]] = d.to_le_bytes();
+        pack_nibbles(&q, &mut block[2..]);
     });
 }

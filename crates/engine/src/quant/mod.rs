@@ -6,6 +6,8 @@
 mod bf16;
 mod f16;
 mod f32;
+mod fit;
+mod fit_super;
 mod iq4_nl;
 mod iq4_xs;
 mod mxfp4;
@@ -26,6 +28,7 @@ pub use mxfp4::mxfp4_from_pair;
 pub(crate) use mxfp4::{DOUBLED as MXFP4_DOUBLED, half_scale as mxfp4_half_scale};
 pub(crate) use pack::scales_and_mins;
 
+use rayon::prelude::*;
 use thiserror::Error;
 
 use crate::format::DType;
@@ -50,14 +53,41 @@ pub const SUPPORTED: &[DType] = &[
     DType::MXFP4,
 ];
 
-/// Why stored weights cannot be turned into numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+/// The types that [`quantize`] can make.
+pub const QUANTIZABLE: &[DType] = &[
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::MXFP4,
+];
+
+/// Why stored weights cannot be turned into numbers, or numbers into weights.
+#[derive(Clone, Debug, PartialEq, Error)]
 #[allow(missing_docs)] // the fields are the parts of the message above them
 pub enum QuantError {
     #[error("weights of type {dtype} are not supported, expected one of {}", names(SUPPORTED))]
     Unsupported { dtype: DType },
     #[error("{found} bytes of type {dtype} for {elements} values, expected {}", needed(*dtype, *elements))]
     Length { dtype: DType, elements: usize, found: usize },
+    #[error("cannot quantize to {dtype}, only to {}", names(QUANTIZABLE))]
+    NotQuantizable { dtype: DType },
+    #[error("rows of {cols} values cannot be {dtype}, whose blocks hold {}", dtype.block_size())]
+    RowLength { dtype: DType, cols: usize },
+    #[error(
+        "element {index} is {value}, expected a number of at most {largest} in magnitude for {dtype}"
+    )]
+    Value { dtype: DType, index: usize, value: f32, largest: f32 },
 }
 
 /// Whether weights of that type can be run.
@@ -94,6 +124,72 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Qua
     Ok(())
 }
 
+/// Whether [`quantize`] can make that type.
+pub fn is_quantizable(dtype: DType) -> bool {
+    QUANTIZABLE.contains(&dtype)
+}
+
+/// Bytes of a row of `cols` weights.
+///
+/// # Errors
+/// When the blocks of the type do not divide a row: they never cross from one to the next.
+pub fn row_bytes(dtype: DType, cols: usize) -> Result<usize, QuantError> {
+    dtype.bytes_for(cols).ok_or(QuantError::RowLength { dtype, cols })
+}
+
+/// Stores numbers as a type, in blocks that are near the least squared error; the same numbers give the same bytes on
+/// every machine. `values` are whole rows and `out` is as long as they take (see [`row_bytes`]). Blocks are shared
+/// among the threads of the current rayon pool.
+///
+/// # Errors
+/// When the type cannot be made, when the lengths do not fit together, and when a number is not finite or too large for
+/// the type; `out` is then not touched.
+pub fn quantize(dtype: DType, values: &[f32], out: &mut [u8]) -> Result<(), QuantError> {
+    /// Values that a thread takes at once: whole blocks of every type.
+    const PIECE: usize = 8192;
+    let quantize = match dtype {
+        DType::F32 => f32::quantize,
+        DType::F16 => f16::quantize,
+        DType::BF16 => bf16::quantize,
+        DType::Q8_0 => q8_0::quantize,
+        DType::Q4_0 => q4_0::quantize,
+        DType::Q4_1 => q4_1::quantize,
+        DType::Q5_0 => q5_0::quantize,
+        DType::Q5_1 => q5_1::quantize,
+        DType::Q2_K => q2_k::quantize,
+        DType::Q3_K => q3_k::quantize,
+        DType::Q4_K => q4_k::quantize,
+        DType::Q5_K => q5_k::quantize,
+        DType::Q6_K => q6_k::quantize,
+        DType::IQ4_NL => iq4_nl::quantize,
+        DType::MXFP4 => mxfp4::quantize,
+        _ => return Err(QuantError::NotQuantizable { dtype }),
+    };
+    if dtype.bytes_for(values.len()) != Some(out.len()) {
+        return Err(QuantError::Length { dtype, elements: values.len(), found: out.len() });
+    }
+    let largest = largest(dtype);
+    // NaN is in no range.
+    if let Some(index) = values.iter().position(|value| !(-largest..=largest).contains(value)) {
+        return Err(QuantError::Value { dtype, index, value: values[index], largest });
+    }
+    let piece_bytes = PIECE / dtype.block_size() * dtype.block_bytes();
+    let pieces = values.par_chunks(PIECE).zip(out.par_chunks_mut(piece_bytes));
+    pieces.for_each(|(values, out)| quantize(values, out));
+    Ok(())
+}
+
+/// The largest magnitude that [`quantize`] takes.
+fn largest(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 | DType::MXFP4 => f32::MAX,
+        // What is not larger is rounded to a finite number.
+        DType::BF16 => f32::from_bits(0x7F7F_7FFF),
+        // Their scales and offsets are F16.
+        _ => half::f16::MAX.to_f32(),
+    }
+}
+
 fn names(dtypes: &[DType]) -> String {
     dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ")
 }
@@ -106,40 +202,4 @@ fn needed(dtype: DType, elements: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_supported_type_is_dequantized_and_no_other() {
-        for &dtype in DType::ALL {
-            let mut out = vec![1.0; dtype.block_size()];
-            let result = dequantize(dtype, &vec![0; dtype.block_bytes()], &mut out);
-            if is_supported(dtype) {
-                assert_eq!(result, Ok(()), "{dtype}");
-                assert!(out.iter().all(|&value| value == 0.0), "{dtype}");
-            } else {
-                assert_eq!(result, Err(QuantError::Unsupported { dtype }));
-                assert!(out.iter().all(|&value| value == 1.0), "{dtype}");
-            }
-        }
-        let message = QuantError::Unsupported { dtype: DType::IQ2_XS }.to_string();
-        let start =
-            "weights of type IQ2_XS are not supported, expected one of F32, F16, BF16, Q8_0";
-        assert!(message.starts_with(start), "{message}");
-    }
-
-    #[test]
-    fn lengths_must_match() {
-        for &dtype in SUPPORTED {
-            for (blocks, bytes) in [(1, 0), (1, dtype.block_bytes() - 1), (2, dtype.block_bytes())]
-            {
-                let mut out = vec![0.0; blocks * dtype.block_size()];
-                let error = dequantize(dtype, &vec![0; bytes], &mut out).unwrap_err();
-                assert!(matches!(error, QuantError::Length { .. }), "{error:?}");
-            }
-            assert_eq!(dequantize(dtype, &[], &mut []), Ok(()));
-        }
-        let error = dequantize(DType::Q8_0, &[0; 34], &mut [0.0; 31]).unwrap_err();
-        assert!(error.to_string().contains("divides by 32"), "{error}");
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@
 //! - no scale is zero, infinite or NaN, and minus zero gives plain zero.
 
 use super::QuantError;
-use super::pack::{for_each_block, nibbles};
+use super::pack::{for_each_block, for_each_block_mut, nibbles, pack_nibbles};
 use crate::format::DType;
 
 const BLOCK_SIZE: usize = 32;
@@ -39,6 +39,52 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
         for (value, code) in values.iter_mut().zip(nibbles(&block[1..])) {
             *value = scale * f32::from(DOUBLED[usize::from(code)]);
         }
+    });
+}
+
+/// The exponents above this have numbers that are no F32.
+const HIGHEST_EXPONENT: u8 = 252;
+
+/// The nearest number's code without its sign, for the magnitude of a value divided by the scale.
+#[inline(always)]
+fn magnitude_code(x: f32) -> u8 {
+    // Half-way from each number to the next.
+    const BETWEEN: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+    BETWEEN.iter().map(|between| u8::from(x > *between)).sum()
+}
+
+/// 32 values per 17 bytes. The lengths have been checked, and the values are finite.
+///
+/// The specification takes the exponent under which the largest value lies from 4 to below 8, though the largest number is
+/// 6; the exponents beside it are tried too, and the one with the least squared error is taken.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let largest = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+        // The exponent of an F32 has the same offset. Denormals have 0 there and get the smallest scale.
+        let usual = ((largest.to_bits() >> 23) as u8).saturating_sub(2);
+        let code = |x: f32, inverse: f32| {
+            let code = magnitude_code(x.abs() * inverse);
+            code | if x < 0.0 && code > 0 { 8 } else { 0 }
+        };
+        // 2^(127 - e), which is a normal number for every exponent up to the highest.
+        let inverse = |e: u8| f32::from_bits(u32::from(254 - e) << 23);
+        let error = |e: u8| -> f64 {
+            let (half_scale, inverse) = (half_scale(e), inverse(e));
+            let terms = x.iter().map(|x| {
+                let value = half_scale * f32::from(DOUBLED[usize::from(code(*x, inverse))]);
+                f64::from(x - value).powi(2)
+            });
+            terms.sum()
+        };
+        let e = [usual, usual.saturating_sub(1), usual + 1]
+            .into_iter()
+            .map(|e| e.min(HIGHEST_EXPONENT))
+            .map(|e| (error(e), e))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("there are three")
+            .1;
+        block[0] = e;
+        pack_nibbles(&x.map(|x| code(x, inverse(e))), &mut block[1..]);
     });
 }
 

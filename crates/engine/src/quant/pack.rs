@@ -4,6 +4,7 @@
 //! the next `BITS` bits fields `n..2 * n`, and so on. Nibbles, pairs of bits and single bits all follow it; what differs
 //! from type to type is `n`.
 
+use super::fit_super::Affine;
 use half::f16;
 
 /// The F16 number at byte `at` of a block.
@@ -21,11 +22,27 @@ pub(super) fn unpack<const BITS: usize>(packed: &[u8], fields: &mut [u8]) {
     }
 }
 
+/// The reverse of [`unpack`].
+pub(super) fn pack<const BITS: usize>(fields: &[u8], packed: &mut [u8]) {
+    debug_assert_eq!(packed.len() * 8, fields.len() * BITS);
+    packed.fill(0);
+    for (plane, fields) in fields.chunks_exact(packed.len()).enumerate() {
+        for (field, byte) in fields.iter().zip(&mut *packed) {
+            *byte |= field << (plane * BITS);
+        }
+    }
+}
+
 /// The 32 fields of 4 bits in 16 bytes.
 pub(super) fn nibbles(packed: &[u8]) -> [u8; 32] {
     let mut fields = [0; 32];
     unpack::<4>(packed, &mut fields);
     fields
+}
+
+/// The reverse of [`nibbles`].
+pub(super) fn pack_nibbles(fields: &[u8; 32], packed: &mut [u8]) {
+    pack::<4>(fields, packed);
 }
 
 /// The 32 fields of 5 bits of Q5_0 and Q5_1: 4 bytes with a fifth bit for each, then 16 bytes of nibbles.
@@ -35,6 +52,16 @@ pub(super) fn five_bits(packed: &[u8]) -> [u8; 32] {
         *field |= (packed[i / 8] >> (i % 8) & 1) << 4;
     }
     fields
+}
+
+/// The reverse of [`five_bits`].
+pub(super) fn pack_five_bits(fields: &[u8; 32], packed: &mut [u8]) {
+    let (fifth, low) = packed.split_at_mut(4);
+    fifth.fill(0);
+    for (i, field) in fields.iter().enumerate() {
+        fifth[i / 8] |= field >> 4 << (i % 8);
+    }
+    pack_nibbles(&fields.map(|field| field & 15), low);
 }
 
 /// The 8 scales and 8 minima of 6 bits in the 12 bytes that Q4_K and Q5_K have for them.
@@ -50,6 +77,18 @@ pub(crate) fn scales_and_mins(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
         mins[4 + i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
     }
     (scales, mins)
+}
+
+/// The first 16 bytes of a Q4_K or Q5_K block: `d`, `dmin`, and the reverse of [`scales_and_mins`].
+pub(super) fn pack_header<const BYTES: usize>(fitted: &Affine<8>, block: &mut [u8; BYTES]) {
+    [block[0], block[1]] = fitted.d.to_le_bytes();
+    [block[2], block[3]] = fitted.dmin.to_le_bytes();
+    let (scales, mins) = (&fitted.scales, &fitted.mins);
+    for i in 0..4 {
+        block[4 + i] = scales[i] | scales[4 + i] >> 4 << 6;
+        block[8 + i] = mins[i] | mins[4 + i] >> 4 << 6;
+        block[12 + i] = scales[4 + i] & 15 | mins[4 + i] << 4;
+    }
 }
 
 /// The values of a Q4_K or Q5_K block, whose first 16 bytes are `d`, `dmin` and the scales and minima, from its `q`.
@@ -77,5 +116,16 @@ pub(super) fn for_each_block<const BYTES: usize, const VALUES: usize>(
 ) {
     for (block, values) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         dequantize(block, values);
+    }
+}
+
+/// Calls `quantize` with the values of each block and the block to fill.
+pub(super) fn for_each_block_mut<const BYTES: usize, const VALUES: usize>(
+    values: &[f32],
+    out: &mut [u8],
+    quantize: impl Fn(&[f32; VALUES], &mut [u8; BYTES]),
+) {
+    for (values, block) in values.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        quantize(values, block);
     }
 }

@@ -12,7 +12,8 @@
 //! maximal `d` and `dmin` are numbers as any others; zeros give zeros. An infinite or NaN `d` or `dmin` gives an infinity
 //! or NaN, and NaN where what it is multiplied with is 0.
 
-use super::pack::{f16_at, for_each_block, unpack};
+use super::fit_super::affine;
+use super::pack::{f16_at, for_each_block, for_each_block_mut, pack, unpack};
 
 const BLOCK_SIZE: usize = 256;
 const BLOCK_BYTES: usize = 84;
@@ -32,5 +33,21 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
                 *value = scale * f32::from(*q) - min;
             }
         }
+    });
+}
+
+/// 256 values per 84 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let fitted = affine::<16, 16>(x, 3.0, 15.0);
+        let levels = fitted.scales.into_iter().zip(fitted.mins);
+        for (byte, (scale, min)) in block.iter_mut().zip(levels) {
+            *byte = scale | min << 4;
+        }
+        for (q, packed) in fitted.q.chunks_exact(128).zip(block[16..80].chunks_exact_mut(32)) {
+            pack::<2>(q, packed);
+        }
+        [block[80], block[81]] = fitted.d.to_le_bytes();
+        [block[82], block[83]] = fitted.dmin.to_le_bytes();
     });
 }

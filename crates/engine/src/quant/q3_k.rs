@@ -11,7 +11,8 @@
 //! A value is `(d * (scale - 32)) * (q - 4)`, exact in F32. A denormal or maximal `d` is a number as any other; zero gives
 //! zeros; infinity gives infinities, and NaN where a factor is 0; NaN gives NaN.
 
-use super::pack::{f16_at, for_each_block, unpack};
+use super::fit_super::scaled;
+use super::pack::{f16_at, for_each_block, for_each_block_mut, pack, unpack};
 
 const BLOCK_SIZE: usize = 256;
 const BLOCK_BYTES: usize = 110;
@@ -35,5 +36,22 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
                 *value = scale * (f32::from(low | high << 2) - 4.0);
             }
         }
+    });
+}
+
+/// 256 values per 110 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let fitted = scaled::<16, 16>(x, -4.0, -32.0);
+        let q = fitted.levels.map(|level| (level + 4) as u8);
+        pack::<1>(&q.map(|q| q >> 2), &mut block[..32]);
+        let low = q.map(|q| q & 3);
+        for (low, packed) in low.chunks_exact(128).zip(block[32..96].chunks_exact_mut(32)) {
+            pack::<2>(low, packed);
+        }
+        let scales = fitted.scales.map(|scale| (scale + 32) as u8);
+        pack::<4>(&scales.map(|scale| scale & 15), &mut block[96..104]);
+        pack::<2>(&scales.map(|scale| scale >> 4), &mut block[104..108]);
+        [block[108], block[109]] = fitted.d.to_le_bytes();
     });
 }

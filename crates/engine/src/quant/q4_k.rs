@@ -12,7 +12,10 @@
 //! maximal `d` and `dmin` are numbers as any others; zeros give zeros. An infinite or NaN `d` or `dmin` gives an infinity
 //! or NaN, and NaN where what it is multiplied with is 0.
 
-use super::pack::{dequantize_eighths, for_each_block, unpack};
+use super::fit_super::affine;
+use super::pack::{
+    dequantize_eighths, for_each_block, for_each_block_mut, pack, pack_header, unpack,
+};
 
 const BLOCK_SIZE: usize = 256;
 const BLOCK_BYTES: usize = 144;
@@ -25,5 +28,16 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
             unpack::<4>(packed, q);
         }
         dequantize_eighths(block, &q, values);
+    });
+}
+
+/// 256 values per 144 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let fitted = affine::<32, 8>(x, 15.0, 63.0);
+        pack_header(&fitted, block);
+        for (q, packed) in fitted.q.chunks_exact(64).zip(block[16..].chunks_exact_mut(32)) {
+            pack::<4>(q, packed);
+        }
     });
 }

@@ -9,7 +9,8 @@
 //! Value `i` of a block is `d * (q[i] - 16)`, exact in F32. A denormal or maximal scale is a number as any other; zero
 //! gives zeros; infinity gives infinities, and NaN where `q` is 16; NaN gives NaN.
 
-use super::pack::{f16_at, five_bits, for_each_block};
+use super::fit::{block_scale, integer, levels, whole};
+use super::pack::{f16_at, five_bits, for_each_block, for_each_block_mut, pack_five_bits};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 22;
@@ -21,5 +22,16 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
         for (value, q) in values.iter_mut().zip(five_bits(&block[2..])) {
             *value = d * (f32::from(q) - 16.0);
         }
+    });
+}
+
+/// 32 values per 22 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    let nearest = integer(-16.0, 15.0);
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let d = block_scale(x, -16.0, 15.0, whole::<16>(), nearest);
+        let q = levels(x, d.to_f32(), nearest).map(|level| (level + 16.0) as u8);
+        [block[0], block[1]] = d.to_le_bytes();
+        pack_five_bits(&q, &mut block[2..]);
     });
 }

@@ -11,7 +11,8 @@
 //! they give in Q4_1: only infinities and NaN make anything but numbers, and infinite `d` gives NaN where `q` is 0 or `m`
 //! the opposite infinity.
 
-use super::pack::{f16_at, five_bits, for_each_block};
+use super::fit::block_line;
+use super::pack::{f16_at, five_bits, for_each_block, for_each_block_mut, pack_five_bits};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 24;
@@ -23,5 +24,15 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
         for (value, q) in values.iter_mut().zip(five_bits(&block[4..])) {
             *value = d * f32::from(q) + m;
         }
+    });
+}
+
+/// 32 values per 24 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let (d, m, q) = block_line(x, 31);
+        [block[0], block[1]] = d.to_le_bytes();
+        [block[2], block[3]] = m.to_le_bytes();
+        pack_five_bits(&q, &mut block[4..]);
     });
 }

@@ -12,7 +12,10 @@
 //! A value is `(d * scale) * q - dmin * min`, and special `d` and `dmin` give what they give in Q4_K: only infinities and
 //! NaN make anything but numbers.
 
-use super::pack::{dequantize_eighths, for_each_block, unpack};
+use super::fit_super::affine;
+use super::pack::{
+    dequantize_eighths, for_each_block, for_each_block_mut, pack, pack_header, unpack,
+};
 
 const BLOCK_SIZE: usize = 256;
 const BLOCK_BYTES: usize = 176;
@@ -29,5 +32,18 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
             *q |= high << 4;
         }
         dequantize_eighths(block, &q, values);
+    });
+}
+
+/// 256 values per 176 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let fitted = affine::<32, 8>(x, 31.0, 63.0);
+        pack_header(&fitted, block);
+        pack::<1>(&fitted.q.map(|q| q >> 4), &mut block[16..48]);
+        let low = fitted.q.map(|q| q & 15);
+        for (low, packed) in low.chunks_exact(64).zip(block[48..].chunks_exact_mut(32)) {
+            pack::<4>(low, packed);
+        }
     });
 }

@@ -10,7 +10,8 @@
 //! A value is `(d * scale) * (q - 32)`; 11 + 7 + 5 significant bits make it exact in F32. A denormal or maximal `d` is a
 //! number as any other; zero gives zeros; infinity gives infinities, and NaN where a factor is 0; NaN gives NaN.
 
-use super::pack::{f16_at, for_each_block, unpack};
+use super::fit_super::scaled;
+use super::pack::{f16_at, for_each_block, for_each_block_mut, pack, unpack};
 
 const BLOCK_SIZE: usize = 256;
 const BLOCK_BYTES: usize = 210;
@@ -33,5 +34,22 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
                 *value = scale * (f32::from(low | high << 4) - 32.0);
             }
         }
+    });
+}
+
+/// 256 values per 210 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let fitted = scaled::<16, 16>(x, -32.0, -128.0);
+        let q = fitted.levels.map(|level| (level + 32) as u8);
+        let (low, high) = (q.map(|q| q & 15), q.map(|q| q >> 4));
+        for half in 0..2 {
+            pack::<4>(&low[half * 128..][..128], &mut block[half * 64..][..64]);
+            pack::<2>(&high[half * 128..][..128], &mut block[128 + half * 32..][..32]);
+        }
+        for (byte, scale) in block[192..208].iter_mut().zip(fitted.scales) {
+            *byte = scale as u8;
+        }
+        [block[208], block[209]] = fitted.d.to_le_bytes();
     });
 }

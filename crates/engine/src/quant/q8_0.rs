@@ -7,7 +7,8 @@
 //!
 //! Value `i` of a block is `d * q[i]`, computed in F32. That is exact: 11 significant bits times 8.
 
-use super::pack::{f16_at, for_each_block};
+use super::fit::{block_scale, integer, levels, whole};
+use super::pack::{f16_at, for_each_block, for_each_block_mut};
 
 const BLOCK_SIZE: usize = 32;
 const BLOCK_BYTES: usize = 2 + BLOCK_SIZE;
@@ -18,6 +19,18 @@ pub(super) fn dequantize(bytes: &[u8], out: &mut [f32]) {
         let d = f16_at(block, 0);
         for (value, q) in values.iter_mut().zip(&block[2..]) {
             *value = d * f32::from(*q as i8);
+        }
+    });
+}
+
+/// 32 values per 34 bytes. The lengths have been checked, and the values are finite.
+pub(super) fn quantize(values: &[f32], out: &mut [u8]) {
+    let nearest = integer(-128.0, 127.0);
+    for_each_block_mut(values, out, |x: &[f32; BLOCK_SIZE], block: &mut [u8; BLOCK_BYTES]| {
+        let d = block_scale(x, -127.0, 127.0, whole::<128>(), nearest);
+        [block[0], block[1]] = d.to_le_bytes();
+        for (byte, level) in block[2..].iter_mut().zip(levels(x, d.to_f32(), nearest)) {
+            *byte = level as i8 as u8;
         }
     });
 }
