@@ -49,4 +49,5 @@ pub mod sampler;
 mod scheduler;
 pub mod sequence;
 pub mod stop;
+pub mod synth;
 pub mod tokenizer;

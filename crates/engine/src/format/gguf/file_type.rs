@@ -34,3 +34,51 @@ pub fn file_type(dtype: DType) -> Option<u32> {
         _ => return None,
     })
 }
+
+/// The type in place of `dtype` for rows of `cols` elements: itself, or where they are no whole blocks of it the one
+/// that llama.cpp falls back to, of about as many bits.
+pub fn fitting(dtype: DType, cols: usize) -> DType {
+    if cols.is_multiple_of(dtype.block_size()) {
+        return dtype;
+    }
+    let smaller = match dtype {
+        DType::Q2_K | DType::Q3_K | DType::IQ4_XS => DType::IQ4_NL,
+        DType::Q4_K => DType::Q5_0,
+        DType::Q5_K => DType::Q5_1,
+        DType::Q6_K => DType::Q8_0,
+        _ => return DType::F16,
+    };
+    fitting(smaller, cols)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_no_whole_blocks_get_another_type() {
+        for (dtype, cols, expected) in [
+            (DType::Q4_K, 1024, DType::Q4_K),
+            (DType::Q4_K, 1600, DType::Q5_0),
+            (DType::Q6_K, 1600, DType::Q8_0),
+            (DType::Q4_K, 40, DType::F16),
+            (DType::Q8_0, 33, DType::F16),
+            (DType::F32, 33, DType::F32),
+        ] {
+            assert_eq!(fitting(dtype, cols), expected, "{dtype} {cols}");
+        }
+    }
+
+    #[test]
+    fn vectors_norms_and_positions_keep_f32() {
+        for (name, shape, keeps) in [
+            ("blk.0.attn_qkv.weight", &[96, 32][..], false),
+            ("blk.0.attn_qkv.bias", &[96], true),
+            ("position_embd.weight", &[64, 32], true),
+            ("blk.0.attn_q_norm.weight", &[2, 32], true),
+            ("token_embd.weight", &[64, 32], false),
+        ] {
+            assert_eq!(keeps_f32(name, shape), keeps, "{name}");
+        }
+    }
+}

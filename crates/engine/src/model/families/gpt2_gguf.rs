@@ -27,6 +27,37 @@ pub fn from_hugging_face(checkpoint: &Checkpoint, config: &Json) -> Result<GgufF
     Ok(form(&numbers))
 }
 
+/// The published sizes: name, layers, width and heads.
+const SHAPES: &[(&str, usize, usize, usize)] = &[
+    ("gpt2", 12, 768, 12),
+    ("gpt2-medium", 24, 1024, 16),
+    ("gpt2-large", 36, 1280, 20),
+    ("gpt2-xl", 48, 1600, 25),
+];
+
+/// The names of the published sizes.
+pub fn shapes() -> Vec<&'static str> {
+    SHAPES.iter().map(|(name, ..)| *name).collect()
+}
+
+/// The form of a published size.
+pub fn shape(name: &str) -> Option<GgufForm> {
+    let &(_, layers, hidden, heads) = SHAPES.iter().find(|(shape, ..)| *shape == name)?;
+    Some(form(&Config {
+        vocab_size: 50257,
+        context_length: 1024,
+        hidden,
+        intermediate: 4 * hidden,
+        layers,
+        heads,
+        eps: 1e-5,
+        activation: Activation::GeluTanh,
+        scale_attention: true,
+        scale_by_layer: false,
+        head_rows: None,
+    }))
+}
+
 /// The form of these numbers.
 fn form(config: &Config) -> GgufForm {
     let mut metadata = Metadata::new("gpt2".to_string());

@@ -17,6 +17,10 @@ struct Family {
     from_gguf: fn(&Checkpoint, &gguf::Metadata) -> Result<ModelDescription, ModelError>,
     from_hugging_face: fn(&Checkpoint, &Json) -> Result<ModelDescription, ModelError>,
     to_gguf: fn(&Checkpoint, &Json) -> Result<GgufForm, ModelError>,
+    /// The names of the published sizes.
+    shapes: fn() -> Vec<&'static str>,
+    /// The form of one of them.
+    shape: fn(&str) -> Option<GgufForm>,
 }
 
 /// A model as a GGUF file has it.
@@ -38,11 +42,23 @@ const FAMILIES: &[Family] = &[Family {
     from_gguf: gpt2::from_gguf,
     from_hugging_face: gpt2::from_hugging_face,
     to_gguf: gpt2_gguf::from_hugging_face,
+    shapes: gpt2_gguf::shapes,
+    shape: gpt2_gguf::shape,
 }];
 
 /// The names of all families, as GGUF has them.
 pub fn names() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.gguf).collect()
+}
+
+/// The names of all published sizes, for [`shape`].
+pub fn shapes() -> Vec<&'static str> {
+    FAMILIES.iter().flat_map(|family| (family.shapes)()).collect()
+}
+
+/// The family and the GGUF form of a published size.
+pub fn shape(name: &str) -> Option<(&'static str, GgufForm)> {
+    FAMILIES.iter().find_map(|family| Some((family.gguf, (family.shape)(name)?)))
 }
 
 /// Reads the description of a model from GGUF metadata.

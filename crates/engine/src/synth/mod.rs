@@ -1,0 +1,118 @@
+//! Models of exact shapes and types with random weights, for benchmarks.
+//!
+//! Blocks are made as they are stored, without ever being numbers, so that a file comes as fast as the disk takes it. Its
+//! bytes depend on the shape, the type and the seed alone.
+
+mod random;
+
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use crate::convert::{no_vocabulary, weights};
+use crate::format::gguf::{Existing, TensorHeader, Writer, file_type, fitting, keeps_f32};
+use crate::format::{DType, FormatError};
+use crate::model::families;
+use random::Filling;
+
+/// Bytes that one thread makes at once, to within a block.
+const CHUNK: usize = 1 << 20;
+
+/// Chunks that are made before they are written.
+const CHUNKS: usize = 16;
+
+/// Why a model was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SynthError {
+    /// No family has a size of that name.
+    #[error("there is no shape {found:?}, expected one of {}", families::shapes().join(", "))]
+    UnknownShape {
+        /// The name.
+        found: String,
+    },
+    /// A type that cannot be run.
+    #[error(transparent)]
+    Type(#[from] crate::quant::QuantError),
+    /// The file cannot be written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+/// A tensor that has another type than was asked for, since its rows are no whole blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The tensor.
+    pub tensor: String,
+    /// The type that it has instead.
+    pub dtype: DType,
+}
+
+/// Writes a model of the published size `shape` whose matrices have the type `dtype`. `progress` is told the bytes
+/// written so far and in total.
+///
+/// # Errors
+/// When there is no such shape, the type cannot be run, or the file cannot be written.
+pub fn synth(
+    shape: &str,
+    dtype: DType,
+    seed: u64,
+    destination: &Path,
+    existing: Existing,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<Fallback>, SynthError> {
+    let Some((family, form)) = families::shape(shape) else {
+        return Err(SynthError::UnknownShape { found: shape.to_string() });
+    };
+    let mut metadata = form.metadata;
+    metadata.set("general.name", format!("{shape} with random weights"));
+    if let Some(number) = file_type(dtype) {
+        metadata.set("general.file_type", number);
+    }
+    if dtype.block_size() > 1 {
+        metadata.set("general.quantization_version", 2u32);
+    }
+    no_vocabulary(&mut metadata, family, form.decoder.embedding.vocab_size);
+
+    let mut fallbacks = Vec::new();
+    let tensors: Vec<TensorHeader> = weights(&form.decoder)
+        .into_iter()
+        .map(|source| {
+            let shape = source.shape_in_file();
+            let wanted = if keeps_f32(&source.name, &shape) { DType::F32 } else { dtype };
+            let fits = fitting(wanted, source.cols);
+            if fits != wanted {
+                fallbacks.push(Fallback { tensor: source.name.clone(), dtype: fits });
+            }
+            TensorHeader { name: source.name, dtype: fits, shape }
+        })
+        .collect();
+    let fillings =
+        tensors.iter().map(Filling::new).collect::<Result<Vec<_>, crate::quant::QuantError>>()?;
+
+    let mut writer = Writer::create(destination, existing, &metadata, &tensors)?;
+    let lengths: Vec<usize> = tensors.iter().filter_map(TensorHeader::byte_len).collect();
+    let (mut done, total) = (0, lengths.iter().map(|bytes| *bytes as u64).sum());
+    let mut buffer = vec![0; CHUNK * CHUNKS];
+    for (index, ((tensor, filling), bytes)) in
+        tensors.iter().zip(&fillings).zip(lengths).enumerate()
+    {
+        // Whole blocks, so that a chunk's bytes do not depend on its neighbours.
+        let block = tensor.dtype.block_bytes();
+        let chunk = CHUNK / block * block;
+        let (mut left, mut first) = (bytes, 0);
+        while left > 0 {
+            let piece = &mut buffer[..left.min(chunk * CHUNKS)];
+            piece.par_chunks_mut(chunk).enumerate().for_each(|(offset, out)| {
+                filling.fill(&mut random::Words::new(seed, index, first + offset), out);
+            });
+            writer.write(piece)?;
+            left -= piece.len();
+            first += CHUNKS;
+            done += piece.len() as u64;
+            progress(done, total);
+        }
+    }
+    writer.finish()?;
+    Ok(fallbacks)
+}
