@@ -2,7 +2,13 @@
 //!
 //! What is wrong here ends the program with exit code 2.
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use oxgpt_engine::format::DType;
+use oxgpt_engine::format::gguf::Existing;
+use oxgpt_engine::model::families;
+use oxgpt_engine::quant;
 use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::stop::StopMatcher;
 use std::path::PathBuf;
@@ -57,6 +63,12 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show what a model is made of
     Inspect(InspectArgs),
+    /// Show the memory that a model takes, and whether it is there
+    Plan(PlanArgs),
+    /// Convert a Hugging Face directory to a GGUF file, without loss
+    Convert(ConvertArgs),
+    /// Write a model of a published size with random weights, for benchmarks
+    Synth(SynthArgs),
 }
 
 /// Generate text.
@@ -233,6 +245,64 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+/// Plan memory.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// Positions of each sequence [default: the model's own limit]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub ctx: Option<usize>,
+    /// Sequences that run at once
+    #[arg(long, value_name = "N", value_parser = parse_positive, default_value = "1")]
+    pub sequences: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Convert to GGUF.
+#[derive(Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// The directory: config.json, safetensors files, a tokenizer
+    #[arg(value_name = "SRC")]
+    pub source: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Write a model with random weights.
+#[derive(Debug, clap::Args)]
+pub struct SynthArgs {
+    /// The size
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(families::shapes()))]
+    pub shape: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// The type of the matrices; vectors and positions are F32
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_dtype, default_value = "F16")]
+    pub dtype: DType,
+    /// Other weights for another seed
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// A GGUF file to write.
+#[derive(Debug, clap::Args)]
+pub struct OutputArgs {
+    /// The GGUF file to write
+    #[arg(value_name = "DST.gguf")]
+    pub destination: PathBuf,
+    /// Replace the file if it is there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl OutputArgs {
+    /// Whether the file may be there already.
+    pub fn existing(&self) -> Existing {
+        if self.force { Existing::Replace } else { Existing::Refuse }
+    }
+}
+
 /// Where a model should run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceArg {
@@ -290,6 +360,14 @@ impl FromStr for LogitBias {
         let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
         Ok(LogitBias(id, bias))
     }
+}
+
+/// A weight type that we can run, whichever case its name is in.
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    let known = quant::SUPPORTED.iter().copied();
+    known.clone().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        format!("expected one of {}", known.map(DType::name).collect::<Vec<_>>().join(", "))
+    })
 }
 
 fn parse_positive(text: &str) -> Result<usize, String> {
@@ -361,14 +439,36 @@ impl SamplingArgs {
 impl Args {
     /// Reads the command line; prints what is wrong and exits with code 2.
     pub fn read() -> Self {
-        use clap::CommandFactory;
-        let args = Args::parse();
+        let matches = Args::command().get_matches();
+        let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let Err(error) = args.check_used(&matches) {
+            Args::command().error(ErrorKind::ArgumentConflict, error).exit();
+        }
         if let Command::Run(run) = &args.command
             && let Err(error) = run.sampling.check()
         {
-            Args::command().error(clap::error::ErrorKind::ValueValidation, error).exit();
+            Args::command().error(ErrorKind::ValueValidation, error).exit();
         }
         args
+    }
+
+    /// Refuses options of every command that were typed for one that has no use for them. Those of the environment are
+    /// meant for other commands.
+    fn check_used(&self, matches: &ArgMatches) -> Result<(), String> {
+        if !matches!(self.command, Command::Convert(_) | Command::Synth(_)) {
+            return Ok(());
+        }
+        let typed =
+            |matches: &ArgMatches, id| matches.value_source(id) == Some(ValueSource::CommandLine);
+        let Some((command, inner)) = matches.subcommand() else { return Ok(()) };
+        for (id, option) in
+            [("model", "--model"), ("device", "--device"), ("memory_limit", "--memory-limit")]
+        {
+            if typed(matches, id) || typed(inner, id) {
+                return Err(format!("{command} has no use for {option}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -378,7 +478,6 @@ mod tests {
 
     #[test]
     fn the_definition_of_the_command_line_is_sound() {
-        use clap::CommandFactory;
         Args::command().debug_assert();
     }
 

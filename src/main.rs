@@ -3,11 +3,14 @@
 
 mod args;
 mod bench;
+mod convert;
 mod inspect;
 mod logits;
 mod open;
 mod perplexity;
+mod plan;
 mod run;
+mod synth;
 mod tokenize;
 
 use args::{Args, Command};
@@ -23,6 +26,9 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => perplexity::perplexity(&model, args),
         Command::Bench(args) => bench::bench(&model, args),
         Command::Inspect(args) => inspect::inspect(&model, args),
+        Command::Plan(args) => plan::plan(&model, args),
+        Command::Convert(args) => convert::convert(args),
+        Command::Synth(args) => synth::synth(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,8 +16,8 @@ static DEMO: &[u8] = include_bytes!("../models/demo.gguf");
 /// What errors call the built-in model.
 const DEMO_NAME: &str = "the built-in demo model";
 
-/// Loads shorter than this show no progress.
-const QUIET_LOAD: Duration = Duration::from_millis(500);
+/// Work shorter than this shows no progress.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The path of a model, or `None` for the built-in one.
 fn path(args: &ModelArgs) -> Option<&Path> {
@@ -98,18 +98,38 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
 
 /// Loads the weights with given options.
 pub fn load(model: &Model, options: &EngineOptions) -> Result<Engine> {
-    let start = Instant::now();
-    let mut bar = None;
-    let engine = Engine::new(model, options, &mut |done, total| {
-        if start.elapsed() > QUIET_LOAD {
-            let bar = bar.get_or_insert_with(|| progress_bar("loading", total));
-            bar.set_position(done);
-        }
-    })?;
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
+    let mut progress = Progress::new("loading");
+    let engine = Engine::new(model, options, &mut |done, total| progress.update(done, total))?;
+    progress.finish();
     Ok(engine)
+}
+
+/// A progress bar for bytes that shows itself only where the work takes a while.
+pub struct Progress {
+    what: &'static str,
+    start: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// The start of the work, and what it is called.
+    pub fn new(what: &'static str) -> Self {
+        Progress { what, start: Instant::now(), bar: None }
+    }
+
+    /// How far it is.
+    pub fn update(&mut self, done: u64, total: u64) {
+        if self.start.elapsed() > QUIET {
+            self.bar.get_or_insert_with(|| progress_bar(self.what, total)).set_position(done);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
 }
 
 /// A progress bar for bytes on standard error, hidden where that is no terminal.

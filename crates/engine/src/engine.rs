@@ -6,6 +6,7 @@ use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
 use crate::model::executor::{BatchLimits, Executor, load};
 use crate::model::forward::workspace_elements;
+use crate::model::spec::AttentionShape;
 use crate::model::{DecoderSource, Model, ModelError};
 use crate::sampler::{Sampler, SamplingError, TokenLogprobs, log_probabilities};
 use crate::scheduler::{Plan, Scheduler};
@@ -85,7 +86,40 @@ pub struct MemoryPlan {
     pub workspace: u64,
 }
 
+/// Bytes that the keys and values of one position take, over all layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvPerToken {
+    /// With as many heads of keys and values as of queries: multi-head attention.
+    pub multi_head: u64,
+    /// With those that the model has: grouped-query attention where they are fewer.
+    pub actual: u64,
+}
+
+impl KvPerToken {
+    /// Those of a model on a device.
+    pub fn new(model: &Model, device: Device) -> Self {
+        let element = device.element_bytes() as u64;
+        let sum = |width: fn(&AttentionShape) -> usize| {
+            let layers = model.description.decoder.layers.iter();
+            layers.map(|layer| 2 * width(&layer.attention.shape) as u64 * element).sum()
+        };
+        KvPerToken {
+            multi_head: sum(AttentionShape::query_width),
+            actual: sum(AttentionShape::kv_width),
+        }
+    }
+}
+
 impl MemoryPlan {
+    /// What a model would take with these options, whatever their limit. Loads nothing; [`Engine::new`] goes by the
+    /// same figures.
+    ///
+    /// # Errors
+    /// When the context is not one that the model has.
+    pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, EngineError> {
+        Ok(plan(model, options)?.plan)
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights.saturating_add(self.kv).saturating_add(self.workspace)
@@ -195,19 +229,9 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, EngineError> {
+        let Planned { context, sequences, chunk, layout, groups, limits, plan } =
+            plan(model, options)?;
         let decoder = &model.description.decoder;
-        let limit = decoder.context_length;
-        let context = options.context.unwrap_or(limit);
-        if context == 0 || context > limit {
-            return Err(EngineError::Context { asked: context, limit });
-        }
-        let sequences = options.sequences.max(1);
-        let chunk = options.chunk.max(1);
-        let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
-        let groups = layout.groups(sequences, context, chunk);
-        let limits =
-            BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
-        let plan = memory_plan(model, options.device, &layout, &groups, limits);
         if let Some(limit) = options.memory_limit
             && plan.total() > limit
         {
@@ -418,26 +442,42 @@ fn choose(
     Ok((token, logprobs))
 }
 
-/// What a model takes on a device with these groups and limits.
-fn memory_plan(
-    model: &Model,
-    device: Device,
-    layout: &KvLayout,
-    groups: &[KvGroup],
+/// What is decided before anything is loaded.
+struct Planned {
+    context: usize,
+    sequences: usize,
+    chunk: usize,
+    layout: KvLayout,
+    groups: Vec<KvGroup>,
     limits: BatchLimits,
-) -> MemoryPlan {
+    plan: MemoryPlan,
+}
+
+fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, EngineError> {
     let decoder: &DecoderSource = &model.description.decoder;
-    let element = device.element_bytes() as u64;
+    let limit = decoder.context_length;
+    let context = options.context.unwrap_or(limit);
+    if context == 0 || context > limit {
+        return Err(EngineError::Context { asked: context, limit });
+    }
+    let sequences = options.sequences.max(1);
+    let chunk = options.chunk.max(1);
+    let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
+    let groups = layout.groups(sequences, context, chunk);
+    let limits = BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
+
+    let element = options.device.element_bytes() as u64;
     let kv_elements = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
         let positions = groups[*group].blocks.saturating_mul(BLOCK_SIZE) as u64;
         positions.saturating_mul(2 * layer.attention.shape.kv_width() as u64)
     });
     let workspace = workspace_elements(decoder, limits.rows, limits.logit_rows) as u64;
-    MemoryPlan {
+    let plan = MemoryPlan {
         weights: model.weight_bytes(),
         kv: kv_elements.fold(0, u64::saturating_add).saturating_mul(element),
         workspace: workspace.saturating_mul(element),
-    }
+    };
+    Ok(Planned { context, sequences, chunk, layout, groups, limits, plan })
 }
 
 /// Physical cores that this process may use: a second thread on a core gains nothing where memory is the limit.

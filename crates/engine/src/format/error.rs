@@ -23,7 +23,7 @@ pub enum FormatError {
     LfsPointer { file: String },
 
     // ---- writing ----
-    #[error("{file} is there already, and replacing it was not asked for")]
+    #[error("{file} is there already, expected a new name, or force to replace it")]
     Exists { file: String },
     #[error("{file} is no regular file and is not replaced: expected a new name")]
     NotReplaceable { file: String },

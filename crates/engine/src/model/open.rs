@@ -2,7 +2,7 @@
 
 use super::spec::{MapWeights, TensorSource};
 use super::{ModelDescription, ModelError, describe};
-use crate::format::{Checkpoint, Source, gguf};
+use crate::format::{Checkpoint, DType, Source, gguf};
 use crate::tokenizer::{GgufTokenizer, Tokenizer};
 use std::path::Path;
 
@@ -52,9 +52,14 @@ impl Model {
 
     /// Bytes of the weights that the decoder uses, in the types of the file.
     pub fn weight_bytes(&self) -> u64 {
-        let mut sum = Sum { checkpoint: &self.checkpoint, bytes: 0 };
-        match self.description.decoder.map(&mut sum) {
-            Ok(_) => sum.bytes,
+        self.weight_bytes_by_type().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// [`Model::weight_bytes`] of each type, the types in the order of their first use.
+    pub fn weight_bytes_by_type(&self) -> Vec<(DType, u64)> {
+        let mut sums = Sums { checkpoint: &self.checkpoint, bytes: Vec::new() };
+        match self.description.decoder.map(&mut sums) {
+            Ok(_) => sums.bytes,
             Err(never) => match never {},
         }
     }
@@ -74,19 +79,23 @@ impl Model {
 }
 
 /// Adds up the bytes of the tensors of a decoder.
-struct Sum<'a> {
+struct Sums<'a> {
     checkpoint: &'a Checkpoint,
-    bytes: u64,
+    bytes: Vec<(DType, u64)>,
 }
 
-impl MapWeights<TensorSource, TensorSource> for Sum<'_> {
+impl MapWeights<TensorSource, TensorSource> for Sums<'_> {
     type Matrix = ();
     type Vector = ();
     type Error = std::convert::Infallible;
 
     fn matrix(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
-        let bytes = self.checkpoint.tensor(&source.name).map_or(0, |tensor| tensor.byte_len());
-        self.bytes += bytes as u64;
+        let Some(tensor) = self.checkpoint.tensor(&source.name) else { return Ok(()) };
+        let bytes = tensor.byte_len() as u64;
+        match self.bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.bytes.push((tensor.dtype, bytes)),
+        }
         Ok(())
     }
 

@@ -1,0 +1,157 @@
+//! `oxgpt plan`: the memory that a model takes, and whether it is there.
+
+use crate::args::{ModelArgs, PlanArgs};
+use crate::open;
+use anyhow::Result;
+use oxgpt_engine::engine::{EngineOptions, KvPerToken, MemoryPlan};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::fs;
+use std::io::{self, Write};
+
+/// Everything that is shown, and what `--json` prints. Sizes are in bytes.
+#[derive(Serialize)]
+struct Report {
+    path: String,
+    device: String,
+    context: usize,
+    sequences: usize,
+    weights: u64,
+    weights_by_type: Map<String, Value>,
+    kv_per_token: PerToken,
+    kv: u64,
+    workspace: u64,
+    total: u64,
+    /// What the machine has; null where it does not say.
+    available: Option<u64>,
+    fits: Option<bool>,
+    memory_limit: Option<u64>,
+    fits_memory_limit: Option<bool>,
+}
+
+/// Keys and values of one position.
+#[derive(Serialize)]
+struct PerToken {
+    /// If every query head had its own.
+    multi_head: u64,
+    /// As the model has them.
+    actual: u64,
+}
+
+/// The top-level entry point for `plan`.
+pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
+    let model = open::model(model_args)?;
+    let device = open::device(model_args.device)?;
+    let options = EngineOptions {
+        device,
+        context: args.ctx,
+        sequences: args.sequences,
+        ..EngineOptions::default()
+    };
+    let plan = MemoryPlan::new(&model, &options)?;
+    let per_token = KvPerToken::new(&model, device);
+    let available = available_memory();
+    let fits_in = |bytes: u64| plan.total() <= bytes;
+    let by_type = model.weight_bytes_by_type();
+    let report = Report {
+        path: model.checkpoint.path().display().to_string(),
+        device: device.to_string(),
+        context: args.ctx.unwrap_or(model.description.decoder.context_length),
+        sequences: args.sequences,
+        weights: plan.weights,
+        weights_by_type: by_type
+            .into_iter()
+            .map(|(dtype, bytes)| (dtype.name().to_string(), bytes.into()))
+            .collect(),
+        kv_per_token: PerToken { multi_head: per_token.multi_head, actual: per_token.actual },
+        kv: plan.kv,
+        workspace: plan.workspace,
+        total: plan.total(),
+        available,
+        fits: available.map(fits_in),
+        memory_limit: model_args.memory_limit,
+        fits_memory_limit: model_args.memory_limit.map(fits_in),
+    };
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+    } else {
+        print(&mut out, &report)?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Bytes that programs can still get without anything being swapped out; `None` where the system does not say.
+fn available_memory() -> Option<u64> {
+    parse_available(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The estimate in `/proc/meminfo` of Linux, which counts in KiB.
+fn parse_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    let mut line = |label: &str, value: String| writeln!(out, "{label:<18}{value}");
+    line("model", report.path.clone())?;
+    line("device", report.device.clone())?;
+    line("for", format!("{} sequences of {} positions", report.sequences, report.context))?;
+    let types = report.weights_by_type.iter();
+    let types: Vec<String> = types
+        .map(|(dtype, bytes)| format!("{dtype} {}", size(bytes.as_u64().unwrap_or(0))))
+        .collect();
+    line("weights", format!("{} ({})", size(report.weights), types.join(", ")))?;
+    let PerToken { multi_head, actual } = report.kv_per_token;
+    let grouped = if actual == multi_head {
+        "multi-head attention".to_string()
+    } else {
+        format!("{} with multi-head attention", size(multi_head))
+    };
+    line("kv per token", format!("{} ({grouped})", size(actual)))?;
+    line("kv", size(report.kv))?;
+    line("workspace", size(report.workspace))?;
+    line("total", size(report.total))?;
+    let verdict = |fits| if fits { "fits" } else { "does not fit" };
+    match (report.available, report.fits) {
+        (Some(available), Some(fits)) => {
+            line("available", format!("{}: {}", size(available), verdict(fits)))?;
+        }
+        _ => line("available", "unknown on this system".to_string())?,
+    }
+    if let (Some(limit), Some(fits)) = (report.memory_limit, report.fits_memory_limit) {
+        line("memory limit", format!("{}: {}", size(limit), verdict(fits)))?;
+    }
+    Ok(())
+}
+
+/// Bytes as people read them, in the decimal units of the other commands.
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        _ if bytes < 1e6 => format!("{:.1} kB", bytes / 1e3),
+        _ if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.2} GB", bytes / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_from_meminfo() {
+        let text = "MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\n";
+        assert_eq!(parse_available(text), Some(4_096_000));
+        assert_eq!(parse_available("MemTotal:  8000 kB\n"), None);
+        assert_eq!(parse_available("MemAvailable:  much\n"), None);
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!(size(36_864), "36.9 kB");
+        assert_eq!(size(12_345_678), "12.3 MB");
+        assert_eq!(size(80_000_000_000), "80.00 GB");
+    }
+}

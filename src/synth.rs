@@ -1,0 +1,34 @@
+//! `oxgpt synth`: a model of exact shapes and types with random weights.
+
+use crate::args::SynthArgs;
+use crate::open::Progress;
+use anyhow::Result;
+use oxgpt_engine::synth;
+use std::collections::BTreeMap;
+
+/// The top-level entry point for `synth`.
+pub fn synth(args: &SynthArgs) -> Result<()> {
+    let mut progress = Progress::new("writing");
+    let fallbacks = synth::synth(
+        &args.shape,
+        args.dtype,
+        args.seed,
+        &args.output.destination,
+        args.output.existing(),
+        &mut |done, total| progress.update(done, total),
+    )?;
+    progress.finish();
+    let mut by_type: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for fallback in &fallbacks {
+        by_type.entry(fallback.dtype.name()).or_default().push(&fallback.tensor);
+    }
+    for (dtype, tensors) in by_type {
+        eprintln!(
+            "warning: {} tensors, {} the first, are {dtype}: their rows are no whole blocks of {}",
+            tensors.len(),
+            tensors[0],
+            args.dtype
+        );
+    }
+    Ok(())
+}

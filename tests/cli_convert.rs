@@ -1,0 +1,183 @@
+//! The commands that write models, and the one that plans memory.
+
+mod common;
+
+use common::{error, ids, json, oxgpt, stdout, testdata};
+use std::fs;
+use std::path::Path;
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_converted_directory_answers_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (testdata("tokenizer/bpe"), folder.path().join("bpe.gguf"));
+    assert_eq!(stdout(oxgpt().arg("convert").arg(&source).arg(&out)), "");
+    assert_eq!(names(folder.path()), ["bpe.gguf"]);
+    let run = |model: &Path| {
+        let args = ["run", "--json", "--temperature", "0", "-n", "12", "Zwölf Boxkämpfer <|x|>"];
+        json(oxgpt().args(args).arg("-m").arg(model))
+    };
+    let (before, after) = (run(&source), run(&out));
+    assert_eq!(before["prompt_tokens"], after["prompt_tokens"]);
+    assert_eq!(ids(&before["tokens"]), ids(&after["tokens"]));
+    let shown = json(oxgpt().args(["inspect", "--json", "-m"]).arg(&out));
+    assert_eq!((&shown["format"], &shown["name"]), (&"GGUF".into(), &"bpe".into()));
+}
+
+#[test]
+fn what_is_there_is_replaced_only_when_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (testdata("golden/gpt2-base"), folder.path().join("m.gguf"));
+    fs::write(&out, "older").unwrap();
+    for command in ["convert", "synth"] {
+        let first = if command == "convert" { source.as_os_str() } else { "gpt2".as_ref() };
+        let message = error(oxgpt().arg(command).arg(first).arg(&out), 1);
+        assert!(message.contains("m.gguf is there already"), "{message}");
+        assert_eq!(fs::read(&out).unwrap(), b"older");
+    }
+    stdout(oxgpt().args(["convert", "--force"]).arg(&source).arg(&out));
+    assert!(fs::read(&out).unwrap().starts_with(b"GGUF"));
+}
+
+#[test]
+fn failures_name_the_cause_and_leave_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("m.gguf");
+    for (source, cause) in [
+        (testdata("golden/gpt2-erf"), "activation_function"),
+        (testdata("golden/gpt2-unscaled"), "scale_attn_weights"),
+        (testdata("golden/gpt2-base-F32.gguf"), "a GGUF file already"),
+        (testdata("tokenizer"), "config.json"),
+        (folder.path().join("absent"), "absent"),
+    ] {
+        let message = error(oxgpt().arg("convert").arg(&source).arg(&out), 1);
+        assert!(message.contains(cause), "{message}");
+    }
+    let nowhere = folder.path().join("absent/m.gguf");
+    let message = error(oxgpt().arg("convert").arg(testdata("golden/gpt2-base")).arg(nowhere), 1);
+    assert!(message.contains("absent"), "{message}");
+    assert!(names(folder.path()).is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in
+        [&["convert", testdata("golden/gpt2-base").to_str().unwrap()], &["synth", "gpt2"]]
+    {
+        // A limit on the size of files, reported as an error and not by a signal, is as good as a full disk.
+        let script = r#"trap "" XFSZ; ulimit -f 20; exec "$@""#;
+        let mut shell = assert_cmd::Command::new("sh");
+        shell.args(["-c", script, "sh"]).arg(env!("CARGO_BIN_EXE_oxgpt")).args(command);
+        let message = error(shell.arg(folder.path().join("m.gguf")), 1);
+        assert!(message.contains("cannot write") && message.contains("m.gguf"), "{message}");
+        assert!(names(folder.path()).is_empty(), "{command:?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_exit_with_2() {
+    for args in [
+        &["convert", "src"][..],
+        &["convert", "src", "dst.gguf", "-m", "x"],
+        &["-m", "x", "convert", "src", "dst.gguf"],
+        &["synth", "gpt2", "dst.gguf", "--device", "cpu"],
+        &["synth", "gpt2", "dst.gguf", "--memory-limit", "1GiB"],
+        &["synth", "gpt5", "dst.gguf"],
+        &["synth", "gpt2", "dst.gguf", "--type", "Q9_9"],
+        &["synth", "gpt2", "dst.gguf", "--seed", "-1"],
+        &["plan", "--ctx", "0"],
+        &["plan", "--sequences", "0"],
+    ] {
+        let message = error(oxgpt().args(args), 2);
+        if args.contains(&"Q9_9") {
+            assert!(message.contains("F32, F16, BF16, Q8_0"), "{message}");
+        }
+    }
+    // What is set for other commands is no mistake here.
+    let message = error(oxgpt().args(["convert", "absent", "dst.gguf"]).env("OXGPT_MODEL", "x"), 1);
+    assert!(message.contains("absent"), "{message}");
+}
+
+#[test]
+fn a_synthetic_model_is_exact_repeatable_and_alive() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let synth = |name: &str, seed: &str| {
+        let args = ["synth", "gpt2", "--type", "q8_0", "--seed", seed];
+        assert_eq!(stdout(oxgpt().args(args).arg(path(name))), "");
+        fs::read(path(name)).unwrap()
+    };
+    let first = synth("a.gguf", "1");
+    assert!(first == synth("b.gguf", "1"), "the same seed gives the same bytes");
+    assert!(first != synth("c.gguf", "2"), "another seed gives others");
+}
+
+#[test]
+fn a_synthetic_model_runs_and_is_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (folder.path().join("m.gguf"), folder.path().join("logits.safetensors"));
+    stdout(oxgpt().args(["synth", "gpt2", "--type", "Q8_0"]).arg(&model));
+    let shown = json(oxgpt().args(["inspect", "--json", "--tensors", "-m"]).arg(&model));
+    assert_eq!(shown["parameters"], 124_439_808);
+    assert_eq!(shown["vocab_size"], 50257);
+    assert!(shown["tokenizer"].is_null());
+    for tensor in shown["tensors"].as_array().unwrap() {
+        let is_matrix = tensor["shape"].as_array().unwrap().len() == 2;
+        let keeps = !is_matrix || tensor["name"] == "position_embd.weight";
+        assert_eq!(tensor["type"], if keeps { "F32" } else { "Q8_0" }, "{tensor}");
+    }
+    stdout(oxgpt().args(["logits", "--tokens", "5,6,7", "-m"]).arg(&model).arg("--out").arg(&out));
+    let file = fs::read(&out).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let logits = file.tensor("logits").unwrap().data().to_vec();
+    let logits: Vec<f32> =
+        logits.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect();
+    let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+    let square = logits.iter().map(|logit| (logit - mean).powi(2)).sum::<f32>();
+    let deviation = (square / logits.len() as f32).sqrt();
+    assert!(deviation > 0.1 && deviation < 10.0, "{deviation}");
+    assert!(logits.iter().all(|logit| logit.abs() < 100.0));
+
+    let plan = json(oxgpt().args(["plan", "--json", "--sequences", "4", "-m"]).arg(&model));
+    // 12 layers, keys and values of width 768, in f32.
+    assert_eq!(plan["kv_per_token"]["actual"], 12 * 2 * 768 * 4);
+    assert_eq!(plan["kv_per_token"]["actual"], plan["kv_per_token"]["multi_head"]);
+    assert_eq!(plan["kv"].as_u64(), Some(12 * 2 * 768 * 4 * 1024 * 4));
+    let weights = &plan["weights_by_type"];
+    let sum = weights["Q8_0"].as_u64().unwrap() + weights["F32"].as_u64().unwrap();
+    assert_eq!(plan["weights"].as_u64(), Some(sum));
+}
+
+#[test]
+fn the_plan_is_what_loading_goes_by() {
+    let plan = |args: &[&str]| json(oxgpt().args(["plan", "--json", "--ctx", "64"]).args(args));
+    let total = plan(&[])["total"].as_u64().unwrap();
+    for (limit, fits) in [(total, true), (total - 1, false)] {
+        let limit = limit.to_string();
+        let report = plan(&["--memory-limit", &limit]);
+        assert_eq!(report["fits_memory_limit"], fits);
+        let args = ["run", "-n", "1", "--ctx", "64", "--memory-limit", &limit, "x"];
+        if fits {
+            stdout(oxgpt().args(args));
+        } else {
+            let message = error(oxgpt().args(args), 1);
+            assert!(message.contains(&total.to_string()), "{message}");
+        }
+    }
+    let report = plan(&[]);
+    assert!(report["memory_limit"].is_null() && report["fits_memory_limit"].is_null());
+    if cfg!(target_os = "linux") {
+        assert!(report["available"].as_u64().unwrap() > 0 && report["fits"].is_boolean());
+    }
+    let reference = plan(&["--device", "reference"]);
+    assert_eq!(reference["kv"].as_u64(), report["kv"].as_u64().map(|kv| 2 * kv));
+    let text = stdout(oxgpt().args(["plan", "--memory-limit", "1MiB"]));
+    assert!(text.contains("does not fit") && text.contains("multi-head"), "{text}");
+    assert!(error(oxgpt().args(["plan", "--ctx", "513"]), 1).contains("512"));
+}
