@@ -1,6 +1,6 @@
-//! Weight types: layout and exact dequantization, one file each.
+//! Weight types: layout, exact dequantization and quantization, one file each.
 //!
-//! These loops are the definition that every faster path is tested against. The values are those
+//! The loops that dequantize are the definition that every faster path is tested against. The values are those
 //! that the `gguf` Python package computes in float32, bit for bit.
 
 mod bf16;
