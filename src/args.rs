@@ -9,6 +9,7 @@ use oxgpt_engine::format::DType;
 use oxgpt_engine::format::gguf::Existing;
 use oxgpt_engine::model::families;
 use oxgpt_engine::quant;
+use oxgpt_engine::quantize::Target;
 use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::stop::StopMatcher;
 use std::path::PathBuf;
@@ -67,6 +68,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Convert a Hugging Face directory to a GGUF file, without loss
     Convert(ConvertArgs),
+    /// Give the matrices of a GGUF file another type
+    Quantize(QuantizeArgs),
     /// Write a model of a published size with random weights, for benchmarks
     Synth(SynthArgs),
 }
@@ -269,6 +272,19 @@ pub struct ConvertArgs {
     pub output: OutputArgs,
 }
 
+/// Quantize.
+#[derive(Debug, clap::Args)]
+pub struct QuantizeArgs {
+    /// The GGUF file to read (of a split set, any part)
+    #[arg(value_name = "SRC.gguf")]
+    pub source: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// The type, such as Q8_0, or a mix: Q4_K_M, Q5_K_M
+    #[arg(value_name = "TYPE", value_parser = parse_target)]
+    pub target: Target,
+}
+
 /// Write a model with random weights.
 #[derive(Debug, clap::Args)]
 pub struct SynthArgs {
@@ -370,6 +386,10 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
     })
 }
 
+fn parse_target(text: &str) -> Result<Target, String> {
+    Target::from_name(text).ok_or_else(|| format!("expected one of {}", Target::names().join(", ")))
+}
+
 fn parse_positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(number),
@@ -455,7 +475,7 @@ impl Args {
     /// Refuses options of every command that were typed for one that has no use for them. Those of the environment are
     /// meant for other commands.
     fn check_used(&self, matches: &ArgMatches) -> Result<(), String> {
-        if !matches!(self.command, Command::Convert(_) | Command::Synth(_)) {
+        if !matches!(self.command, Command::Convert(_) | Command::Quantize(_) | Command::Synth(_)) {
             return Ok(());
         }
         let typed =

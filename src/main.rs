@@ -9,6 +9,7 @@ mod logits;
 mod open;
 mod perplexity;
 mod plan;
+mod quantize;
 mod run;
 mod synth;
 mod tokenize;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(&model, args),
         Command::Plan(args) => plan::plan(&model, args),
         Command::Convert(args) => convert::convert(args),
+        Command::Quantize(args) => quantize::quantize(args),
         Command::Synth(args) => synth::synth(args),
     };
     match result {

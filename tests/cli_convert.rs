@@ -181,3 +181,77 @@ fn the_plan_is_what_loading_goes_by() {
     assert!(text.contains("does not fit") && text.contains("multi-head"), "{text}");
     assert!(error(oxgpt().args(["plan", "--ctx", "513"]), 1).contains("512"));
 }
+
+/// The types of a model's tensors, by name.
+fn types(model: &Path) -> Vec<(String, String)> {
+    let shown = json(oxgpt().args(["inspect", "--json", "--tensors", "-m"]).arg(model));
+    let tensors = shown["tensors"].as_array().unwrap().iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_string();
+    tensors.map(|tensor| (text(&tensor["name"]), text(&tensor["type"]))).collect()
+}
+
+#[test]
+fn quantizing_gives_each_tensor_its_type_and_says_what_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let quantize = |from: &Path, to: &Path, target: &str| {
+        let output = oxgpt().arg("quantize").arg(from).arg(to).arg(target).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{stderr}");
+        stderr
+    };
+    let source = testdata("golden/gpt2-blocks-F16.gguf");
+    let said = quantize(&source, &path("q8.gguf"), "q8_0");
+    assert_eq!(said, "");
+    for (name, dtype) in types(&path("q8.gguf")) {
+        let keeps = !name.ends_with("weight") || name.contains("norm") || name.contains("position");
+        assert_eq!(dtype, if keeps { "F32" } else { "Q8_0" }, "{name}");
+    }
+    let shown = json(oxgpt().args(["inspect", "--json", "-m"]).arg(path("q8.gguf")));
+    let metadata = shown["metadata"].to_string();
+    assert!(metadata.contains(r#"["general.file_type","7"]"#), "{metadata}");
+    // Rows of 64 and 96 are no whole blocks of 256.
+    let said = quantize(&source, &path("mix.gguf"), "Q4_K_M");
+    assert!(said.contains("blk.0.ffn_up.weight is Q5_0"), "{said}");
+    assert!(said.contains("blk.0.attn_qkv.weight is Q5_1"), "{said}");
+    assert!(said.contains("token_embd.weight is Q8_0"), "{said}");
+    let said = quantize(&path("q8.gguf"), &path("q4.gguf"), "Q4_0");
+    assert!(said.contains("Q8_0 tensors were turned into Q4_0"), "{said}");
+    // The same type again changes no byte of a tensor.
+    assert_eq!(quantize(&path("q8.gguf"), &path("again.gguf"), "Q8_0"), "");
+    assert!(fs::read(path("again.gguf")).unwrap() == fs::read(path("q8.gguf")).unwrap());
+
+    let logits = |model: &str| {
+        let out = path("logits.safetensors");
+        let mut command = oxgpt();
+        command.args(["logits", "--tokens", "3,1,4,1,5", "-m"]).arg(path(model));
+        stdout(command.arg("--out").arg(&out));
+        let file = fs::read(&out).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let data = file.tensor("logits").unwrap().data().to_vec();
+        data.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect::<Vec<_>>()
+    };
+    fs::copy(&source, path("f16.gguf")).unwrap();
+    let (exact, q8) = (logits("f16.gguf"), logits("q8.gguf"));
+    let norm = exact.iter().map(|x| x * x).sum::<f32>();
+    let error = exact.iter().zip(&q8).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+    assert!((error / norm).sqrt() < 0.05, "{error} of {norm}");
+}
+
+#[test]
+fn quantize_refuses_what_it_cannot_do_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("m.gguf"), folder.path().join("out.gguf"));
+    fs::copy(testdata("golden/gpt2-blocks-F16.gguf"), &source).unwrap();
+    let before = fs::read(&source).unwrap();
+    let run = |from: &Path, to: &Path, code| {
+        error(oxgpt().args(["quantize", "--force"]).arg(from).arg(to).arg("Q8_0"), code)
+    };
+    assert!(run(&source, &source, 1).contains("part of the model that is read"));
+    assert!(run(&testdata("golden/gpt2-base"), &out, 1).contains("a directory"));
+    assert!(run(&folder.path().join("absent.gguf"), &out, 1).contains("absent.gguf"));
+    let message = error(oxgpt().arg("quantize").arg(&source).arg(&out).arg("Q9_9"), 2);
+    assert!(message.contains("Q4_K_M"), "{message}");
+    assert_eq!(names(folder.path()), ["m.gguf"]);
+    assert!(fs::read(&source).unwrap() == before);
+}

@@ -45,6 +45,7 @@ pub mod kv;
 pub mod model;
 pub mod prompt;
 pub mod quant;
+pub mod quantize;
 pub mod sampler;
 mod scheduler;
 pub mod sequence;

@@ -13,6 +13,7 @@ use super::{gguf, hugging_face};
 pub struct Checkpoint {
     path: PathBuf,
     source: Source,
+    names: Vec<String>,
     files: Vec<Bytes>,
     tensors: Vec<TensorInfo>,
     index: HashMap<String, usize>,
@@ -69,13 +70,8 @@ impl Checkpoint {
                 return Err(FormatError::DuplicateTensor { file, tensor });
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            source: source(found),
-            files: files.into_iter().map(|(_, bytes)| bytes).collect(),
-            tensors,
-            index,
-        })
+        let (names, files) = files.into_iter().unzip();
+        Ok(Self { path: path.to_owned(), source: source(found), names, files, tensors, index })
     }
 
     /// The path as it was given, or the name of a checkpoint in the program.
@@ -106,6 +102,11 @@ impl Checkpoint {
     pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
         let bytes = self.files.get(tensor.file).and_then(|file| file.slice(tensor.range.clone()));
         bytes.unwrap_or_else(|| panic!("tensor {:?} is not of this checkpoint", tensor.name))
+    }
+
+    /// What errors call the weight files: their paths, where they are files.
+    pub fn file_names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
     }
 
     /// The size of the weight files together.
