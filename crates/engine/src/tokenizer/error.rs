@@ -48,7 +48,7 @@ pub enum TokenizerError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A kind of tokenizer, or of a part of one, that is not implemented.
+    /// A kind of tokenizer, or of a part of one, that is not supported.
     #[error("{file} asks for {part} {found:?}, which is not supported (supported: {supported})")]
     Unsupported {
         /// The file's name.

@@ -1,8 +1,8 @@
 //! Sixteen lanes in one AVX-512 register.
 #![allow(unsafe_code)]
 
-use super::Lanes;
 use super::kernels::{self, entry_points};
+use super::{Lanes, x86};
 use crate::backend::HostMatrix;
 use std::arch::x86_64::*;
 
@@ -53,7 +53,7 @@ unsafe impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn f16(bits: u16) -> f32 {
         // SAFETY: F16C was detected.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+        unsafe { x86::f16(bits) }
     }
 
     #[inline(always)]
@@ -66,21 +66,15 @@ unsafe impl Lanes for Avx512 {
     unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
         // SAFETY: 16 bytes are there.
         unsafe {
-            let bytes = _mm_loadu_si128(from.cast());
-            let bytes = if high { _mm_srli_epi16::<4>(bytes) } else { bytes };
-            let nibbles = _mm_and_si128(bytes, _mm_set1_epi8(15));
-            let values = _mm_shuffle_epi8(_mm_loadu_si128(table.as_ptr().cast()), nibbles);
+            let values = x86::look_up_nibbles(from, high, table);
             Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)))
         }
     }
 
     #[inline(always)]
     unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
-        // SAFETY: 16 bytes are there. What a shift brings from one byte into the next stays below its top bit.
-        unsafe {
-            let shift = _mm_cvtsi32_si128(7 - bit as i32);
-            _mm_movemask_epi8(_mm_sll_epi16(_mm_loadu_si128(from.cast()), shift)) as u16
-        }
+        // SAFETY: 16 bytes are there.
+        unsafe { x86::bit_plane(from, bit) }
     }
 
     #[inline(always)]

@@ -11,6 +11,8 @@ mod avx512;
 mod kernels;
 mod portable;
 mod weight_types;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::backend::HostMatrix;
 
