@@ -1,7 +1,7 @@
 //! From a GGUF file to one whose matrices have other types, row by row.
 //!
-//! Which tensor gets which type is what llama.cpp's quantizer chooses: files of the same name then have the same content,
-//! and figures can be compared.
+//! Which tensor gets which type is what llama.cpp's quantizer chooses (`llama_tensor_get_type` in its `llama-quant.cpp`):
+//! files of the same name then have the same types, and figures can be compared.
 
 use std::path::Path;
 
@@ -66,7 +66,7 @@ impl Target {
         if is_head {
             // Errors of the last product go straight to the logits.
             return match main {
-                DType::Q8_0 => main,
+                DType::Q8_0 | DType::MXFP4 => DType::Q8_0,
                 _ if main.block_size() == 1 => main,
                 _ => DType::Q6_K,
             };
@@ -75,10 +75,8 @@ impl Target {
             return main;
         }
         let (layer, part) = layer_and_part(name).unwrap_or((0, name));
-        match (self, part) {
-            (Target::Q4KM, "attn_qkv.weight") => DType::Q5_K,
-            (Target::Q5KM, "attn_qkv.weight") => DType::Q6_K,
-            (_, "ffn_down.weight") if more_bits(layer, layers) => DType::Q6_K,
+        match part {
+            "attn_qkv.weight" | "ffn_down.weight" if more_bits(layer, layers) => DType::Q6_K,
             _ => main,
         }
     }
@@ -274,18 +272,21 @@ mod tests {
             layers.map(|name| target.choose(&name, 12, false)).collect::<Vec<_>>()
         };
         // Layers 0, 3, 6, 9, 10 and 11 of 12.
-        let down: Vec<DType> = [1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 1, 1]
-            .map(|more| if more == 1 { DType::Q6_K } else { DType::Q4_K })
-            .into();
-        assert_eq!(types(Target::Q4KM, "ffn_down"), down);
-        assert_eq!(types(Target::Q4KM, "attn_qkv"), [DType::Q5_K; 12]);
-        assert_eq!(types(Target::Q5KM, "attn_qkv"), [DType::Q6_K; 12]);
+        let more_in_some = |main: DType| {
+            [1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 1, 1]
+                .map(|more| if more == 1 { DType::Q6_K } else { main })
+        };
+        for part in ["ffn_down", "attn_qkv"] {
+            assert_eq!(types(Target::Q4KM, part), more_in_some(DType::Q4_K));
+            assert_eq!(types(Target::Q5KM, part), more_in_some(DType::Q5_K));
+        }
         assert_eq!(types(Target::Q5KM, "ffn_up"), [DType::Q5_K; 12]);
         assert_eq!(types(Target::Type(DType::Q4_K), "ffn_down"), [DType::Q4_K; 12]);
         for (target, head) in [
             (Target::Q4KM, DType::Q6_K),
             (Target::Type(DType::Q4_0), DType::Q6_K),
             (Target::Type(DType::Q8_0), DType::Q8_0),
+            (Target::Type(DType::MXFP4), DType::Q8_0),
             (Target::Type(DType::F16), DType::F16),
         ] {
             assert_eq!(target.choose("token_embd.weight", 12, true), head);

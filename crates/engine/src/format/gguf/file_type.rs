@@ -42,7 +42,8 @@ pub fn fitting(dtype: DType, cols: usize) -> DType {
         return dtype;
     }
     let smaller = match dtype {
-        DType::Q2_K | DType::Q3_K | DType::IQ4_XS => DType::IQ4_NL,
+        DType::IQ4_XS => DType::IQ4_NL,
+        DType::Q2_K | DType::Q3_K => DType::Q4_0,
         DType::Q4_K => DType::Q5_0,
         DType::Q5_K => DType::Q5_1,
         DType::Q6_K => DType::Q8_0,
