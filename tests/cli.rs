@@ -3,8 +3,9 @@
 mod common;
 
 use common::{error, ids, json, oxgpt, read_json, stdout, testdata};
+use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[test]
 fn the_demo_continues_as_transformers_does() {
@@ -338,6 +339,70 @@ fn what_else_is_wrong_exits_with_1_and_names_the_cause() {
     ] {
         let message = error(oxgpt().args(args), 1);
         assert!(message.contains(cause), "{args:?}: {message}");
+    }
+}
+
+/// A copy of a golden directory, with one value of its `config.json` changed.
+fn with_config(folder: &Path, key: &str, value: Value) -> PathBuf {
+    let copy = folder.join(key);
+    fs::create_dir(&copy).unwrap();
+    let source = testdata("golden/gpt2-base");
+    fs::copy(source.join("model.safetensors"), copy.join("model.safetensors")).unwrap();
+    let mut config = read_json("golden/gpt2-base/config.json");
+    config[key] = value;
+    fs::write(copy.join("config.json"), config.to_string()).unwrap();
+    copy
+}
+
+#[test]
+fn models_that_cannot_be_run_are_refused_by_name_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let gguf = fs::read(testdata("golden/gpt2-base-F32.gguf")).unwrap();
+    let find = |bytes: &[u8]| gguf.windows(bytes.len()).position(|at| at == bytes).unwrap();
+
+    // After a tensor's name: the number of dimensions, two dimensions of eight bytes, the type.
+    let name = b"token_embd.weight";
+    let mut unknown_type = gguf.clone();
+    let at = find(name) + name.len() + 4 + 2 * 8;
+    unknown_type[at..at + 4].copy_from_slice(&999u32.to_le_bytes());
+    fs::write(folder.join("type.gguf"), unknown_type).unwrap();
+
+    // After a key: the type of the value, the length of the string, the string.
+    let key = b"general.architecture";
+    let mut unknown_architecture = gguf.clone();
+    let at = find(key) + key.len() + 4 + 8;
+    unknown_architecture[at..at + 4].copy_from_slice(b"gptX");
+    fs::write(folder.join("architecture.gguf"), unknown_architecture).unwrap();
+
+    let truncated = with_config(folder, "n_positions", 96.into());
+    let weights = fs::read(truncated.join("model.safetensors")).unwrap();
+    fs::write(truncated.join("model.safetensors"), &weights[..weights.len() - 7]).unwrap();
+    let no_weights = with_config(folder, "n_ctx", 96.into());
+    fs::remove_file(no_weights.join("model.safetensors")).unwrap();
+    let broken_config = with_config(folder, "n_head", 5.into());
+    fs::write(broken_config.join("config.json"), "{\"model_type\": ").unwrap();
+
+    for (model, causes) in [
+        (folder.join("type.gguf"), ["token_embd.weight", "999"]),
+        (folder.join("architecture.gguf"), ["architecture.gguf", "gptX"]),
+        (truncated, ["model.safetensors", "incomplete"]),
+        (no_weights, ["n_ctx", "safetensors"]),
+        (broken_config, ["n_head", "config.json"]),
+        (with_config(folder, "model_type", "bert".into()), ["config.json", "bert"]),
+        (with_config(folder, "n_inner", 121.into()), ["mlp.c_fc.weight", "[40, 121]"]),
+        (with_config(folder, "n_layer", 4_000_000_000u32.into()), ["layers", "4000000000"]),
+        (with_config(folder, "n_embd", Value::Null), ["n_embd", "config.json"]),
+        (with_config(folder, "activation_function", "mish".into()), ["gelu_new", "mish"]),
+    ] {
+        let out = folder.join("logits.safetensors");
+        let mut command = oxgpt();
+        command.args(["logits", "--tokens", "1", "--out"]).arg(&out).arg("-m").arg(&model);
+        let message = error(&mut command, 1);
+        for cause in causes {
+            assert!(message.contains(cause), "{}: {message}", model.display());
+        }
+        assert!(!out.exists(), "{}", model.display());
     }
 }
 

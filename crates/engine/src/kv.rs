@@ -156,7 +156,8 @@ impl KvPools {
     }
 
     /// Free blocks of each group.
-    pub fn free_blocks(&self) -> Vec<usize> {
+    #[cfg(test)]
+    fn free_blocks(&self) -> Vec<usize> {
         self.pools.iter().map(|pool| pool.free.len()).collect()
     }
 }

@@ -123,11 +123,6 @@ impl Sampler {
         Ok(Self { options, vocab_size, counts, adjusted: Vec::new(), filter })
     }
 
-    /// The options this sampler was made with.
-    pub fn options(&self) -> &SamplingOptions {
-        &self.options
-    }
-
     /// Chooses the token at the absolute position `position`; `choice` tells parallel answers to one
     /// prompt apart.
     ///

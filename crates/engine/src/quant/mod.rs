@@ -124,11 +124,6 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), Qua
     Ok(())
 }
 
-/// Whether [`quantize`] can make that type.
-pub fn is_quantizable(dtype: DType) -> bool {
-    QUANTIZABLE.contains(&dtype)
-}
-
 /// Bytes of a row of `cols` weights.
 ///
 /// # Errors

@@ -71,11 +71,6 @@ impl Cpu {
         Ok(Cpu { isa, threads: Arc::new(pool), product: Vec::new() })
     }
 
-    /// The instruction set in use.
-    pub fn isa(&self) -> Isa {
-        self.isa
-    }
-
     /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
     fn product(
         &mut self,
