@@ -4,6 +4,7 @@
 //! nothing, and models with experts would send all tokens the same way.
 
 use crate::args::{BenchArgs, EngineArgs, ModelArgs};
+use crate::memory;
 use crate::open;
 use anyhow::{Context, Result, ensure};
 use oxgpt_engine::backend::cpu::bandwidth::read_bandwidth;
@@ -24,6 +25,8 @@ struct Report {
     depth: usize,
     /// Bytes a second that the threads read from memory, measured before the tests.
     read_bandwidth: f64,
+    /// The most bytes that were resident while the model was loaded and tested; null where the system does not say.
+    peak_resident: Option<u64>,
     tests: Vec<Test>,
 }
 
@@ -57,6 +60,8 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
         EngineOptions { sequences: args.batch, ..open::options(model_args, &engine_args)? };
     let threads = args.threads.unwrap_or_else(physical_cores);
     let read_bandwidth = read_bandwidth(threads)?;
+    // What that took is no part of what the model takes.
+    memory::reset_peak_resident();
     let mut bench = Bench {
         engine: open::load(&model, &options)?,
         batch: args.batch,
@@ -87,6 +92,7 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
         batch: args.batch,
         depth: args.depth,
         read_bandwidth,
+        peak_resident: memory::peak_resident(),
         tests,
     };
     print(&report, args.json)
@@ -218,6 +224,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
             write!(out, "{:>10.1}{:>7.0}%", bytes / 1e9, share * 100.0)?;
         }
         writeln!(out)?;
+    }
+    if let Some(bytes) = report.peak_resident {
+        writeln!(out, "resident memory: at most {:.1} MB", bytes as f64 / 1e6)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ mod bench;
 mod convert;
 mod inspect;
 mod logits;
+mod memory;
 mod open;
 mod perplexity;
 mod plan;

@@ -1,12 +1,12 @@
 //! `oxgpt plan`: the memory that a model takes, and whether it is there.
 
 use crate::args::{ModelArgs, PlanArgs};
+use crate::memory;
 use crate::open;
 use anyhow::Result;
 use oxgpt_engine::engine::{EngineOptions, KvPerToken, MemoryPlan};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fs;
 use std::io::{self, Write};
 
 /// Everything that is shown, and what `--json` prints. Sizes are in bytes.
@@ -50,7 +50,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
     };
     let plan = MemoryPlan::new(&model, &options)?;
     let per_token = KvPerToken::new(&model, device);
-    let available = available_memory();
+    let available = memory::available();
     let fits_in = |bytes: u64| plan.total() <= bytes;
     let by_type = model.weight_bytes_by_type();
     let report = Report {
@@ -79,18 +79,6 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         print(&mut out, &report)?;
     }
     Ok(out.flush()?)
-}
-
-/// Bytes that programs can still get without anything being swapped out; `None` where the system does not say.
-fn available_memory() -> Option<u64> {
-    parse_available(&fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-/// The estimate in `/proc/meminfo` of Linux, which counts in KiB.
-fn parse_available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
 }
 
 fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
@@ -139,14 +127,6 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn available_memory_is_read_from_meminfo() {
-        let text = "MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:    4000 kB\n";
-        assert_eq!(parse_available(text), Some(4_096_000));
-        assert_eq!(parse_available("MemTotal:  8000 kB\n"), None);
-        assert_eq!(parse_available("MemAvailable:  much\n"), None);
-    }
 
     #[test]
     fn sizes_have_a_unit() {
