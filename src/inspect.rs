@@ -132,7 +132,7 @@ fn report(model: &Model, list_tensors: bool) -> Report<'_> {
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
         intermediate: layer.feed_forward.intermediate,
-        activation: format!("{:?}", layer.feed_forward.activation),
+        activation: format!("{:?}", layer.feed_forward.nonlinearity),
         vocab_size: decoder.embedding.vocab_size,
         head: Head { rows: decoder.head.rows, tied: decoder.head.weight.is_none() },
         types,

@@ -5,7 +5,8 @@ pub mod reference;
 
 use crate::batch::{Batch, BlockTables};
 use crate::format::{Bytes, DType};
-use crate::model::spec::{Activation, AttentionShape, Linear, Norm};
+use crate::model::spec::{AttentionShape, Choice, Linear, Nonlinearity, Norm, Rope};
+use std::ops::Range;
 
 /// A matrix of weights as the file has it, rows of `cols` elements one after another.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub trait Backend: Send {
     type Buffer: Send + Sync;
     /// The keys and values of one layer.
     type Kv: Send + Sync;
+    /// The experts that compute each row, and the weights of their outputs.
+    type Routes: Send + Sync;
 
     /// Takes a matrix over.
     fn matrix(&mut self, matrix: HostMatrix) -> Self::Matrix;
@@ -54,6 +57,8 @@ pub trait Backend: Send {
     fn vector(&mut self, vector: Vec<f32>) -> Self::Vector;
     /// Room for `rows` rows of `width` activations.
     fn buffer(&mut self, rows: usize, width: usize) -> Self::Buffer;
+    /// Room for the routes of `rows` rows to at most `chosen` experts each.
+    fn routes(&mut self, rows: usize, chosen: usize) -> Self::Routes;
     /// Room for `blocks` blocks of keys and values.
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Self::Kv;
 
@@ -62,18 +67,20 @@ pub trait Backend: Send {
         work(self)
     }
 
-    /// `out[r] = table[rows[r]]`
-    fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32]);
+    /// `out[r] = table[rows[r]] * scale`
+    fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32], scale: f32);
     /// `out[r] += table[rows[r]]`
     fn add_rows(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32]);
     /// `out[r] = norm(x[r])`
     fn norm(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, norm: &Norm<Self::Vector>);
-    /// `out = x * weight.transposed() + bias`
+    /// Norms each of these heads of every row, as many elements at once as the norm has weights.
+    fn norm_heads(&mut self, x: &mut Self::Buffer, heads: Range<usize>, norm: &Norm<Self::Vector>);
+    /// `out = x * weight.transposed() + bias`, the outputs of several one after another.
     fn matmul(
         &mut self,
         out: &mut Self::Buffer,
         x: &Self::Buffer,
-        linear: &Linear<Self::Matrix, Self::Vector>,
+        linears: &[Linear<Self::Matrix, Self::Vector>],
     );
     /// `out += x * weight.transposed() + bias`
     fn matmul_add(
@@ -84,6 +91,22 @@ pub trait Backend: Send {
     );
     /// `out = x * weight.transposed()`
     fn project(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix);
+    /// `out += x`
+    fn add(&mut self, out: &mut Self::Buffer, x: &Self::Buffer);
+    /// As many rows of zeros as `like` has.
+    fn zero_like(&mut self, out: &mut Self::Buffer, like: &Self::Buffer);
+    /// `x = cap * tanh(x / cap)`, element by element.
+    fn soft_cap(&mut self, x: &mut Self::Buffer, cap: f32);
+    /// For each row the cosines, then the sines, of all pairs at its position ([`Rope::rotation`]).
+    fn rotations(&mut self, out: &mut Self::Buffer, rope: &Rope, batch: &Batch);
+    /// Rotates the queries and keys of every row. Pair (a, b) of a head becomes (a cos - b sin, b cos + a sin).
+    fn rotate(
+        &mut self,
+        qkv: &mut Self::Buffer,
+        rotations: &Self::Buffer,
+        rope: &Rope,
+        shape: &AttentionShape,
+    );
     /// Stores the keys and values of every row at its position.
     fn append(
         &mut self,
@@ -93,8 +116,9 @@ pub trait Backend: Send {
         tables: &BlockTables,
         shape: &AttentionShape,
     );
-    /// Per row and head: `out = softmax(scale * q * keys.transposed()) * values`, over the positions that the row
-    /// sees.
+    /// Per row and head: `out = softmax(scale * q * keys.transposed()) * values`, over the positions that the row sees.
+    /// A soft cap comes after the scale; the head's sink is one more score of the softmax, whose value is zero.
+    #[expect(clippy::too_many_arguments, reason = "what attention depends on")]
     fn attend(
         &mut self,
         out: &mut Self::Buffer,
@@ -103,9 +127,30 @@ pub trait Backend: Send {
         batch: &Batch,
         tables: &BlockTables,
         shape: &AttentionShape,
+        sinks: Option<&Self::Vector>,
     );
-    /// `x = activation(x)`, element by element.
-    fn activate(&mut self, x: &mut Self::Buffer, activation: Activation);
+    /// `out = nonlinearity(x)`, row by row; a gated one makes half as many elements.
+    fn activate(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, nonlinearity: Nonlinearity);
+    /// Chooses the experts of each row by its router outputs.
+    fn route(&mut self, routes: &mut Self::Routes, router: &Self::Buffer, choice: Choice);
+    /// [`Backend::matmul`] of each row with each expert of its routes: `out[r * chosen + c]` is that of row `r` with
+    /// the expert chosen as number `c`. The matrices and biases hold those of all experts one after another.
+    fn expert_matmul(
+        &mut self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        linears: &[Linear<Self::Matrix, Self::Vector>],
+        routes: &Self::Routes,
+    );
+    /// `out[r]` grows by the weighted sum over the routes of row `r` of `x[r * chosen + c] * weight.transposed() + bias`
+    /// of the expert chosen as number `c`, in the order of the choice.
+    fn expert_matmul_add(
+        &mut self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        linear: &Linear<Self::Matrix, Self::Vector>,
+        routes: &Self::Routes,
+    );
     /// `out[i] = x[rows[i]]`
     fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, rows: &[u32]);
     /// Copies a buffer's rows to the host.

@@ -10,6 +10,8 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// The absolute position of every row in its sequence.
     pub positions: Vec<u32>,
+    /// Whether each sequence is rotated as the long ones are; see [`crate::model::spec::Longer`].
+    pub is_long: Vec<bool>,
     /// Where the rows of each sequence start; one entry more than there are sequences.
     pub row_offsets: Vec<u32>,
     /// The block tables of every KV group, in the order of the groups.
@@ -41,15 +43,23 @@ impl Batch {
         Batch { row_offsets: vec![0], block_tables: vec![table; groups], ..Batch::default() }
     }
 
-    /// Appends `tokens` of one sequence, the first of them at `position`. `tables` has the sequence's block
-    /// table for each KV group.
-    pub fn push(&mut self, tokens: &[u32], position: usize, tables: &[Vec<u32>], logits: Logits) {
+    /// Appends `tokens` of one sequence, the first of them at `position`. `is_long`: whether the sequence is rotated as
+    /// the long ones are. `tables` has the sequence's block table for each KV group.
+    pub fn push(
+        &mut self,
+        tokens: &[u32],
+        position: usize,
+        is_long: bool,
+        tables: &[Vec<u32>],
+        logits: Logits,
+    ) {
         assert_eq!(tables.len(), self.block_tables.len(), "one block table for each KV group");
         let first_row = self.tokens.len() as u32;
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|position| position as u32));
         let end = self.tokens.len() as u32;
         self.row_offsets.push(end);
+        self.is_long.push(is_long);
         for (all, table) in self.block_tables.iter_mut().zip(tables) {
             all.blocks.extend_from_slice(table);
             all.offsets.push(all.blocks.len() as u32);

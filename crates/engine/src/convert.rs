@@ -9,13 +9,14 @@ use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 
+use crate::backend::HostMatrix;
 use crate::format::gguf::{
     Existing, Metadata, TensorHeader, Writer, check_destination, file_type, keeps_f32,
 };
 use crate::format::{Checkpoint, DType, FormatError, Source, hugging_face};
 use crate::model::families::{self, GGUF_END_TOKENS, GgufForm};
-use crate::model::spec::{Layout, MapWeights, TensorSource};
-use crate::model::weights::transpose;
+use crate::model::spec::{MapWeights, TensorSource};
+use crate::model::weights::{read, stored_type};
 use crate::model::{DecoderSource, ModelDescription, ModelError, describe, gguf_tokenizer};
 use crate::quant;
 use crate::tokenizer;
@@ -77,13 +78,20 @@ pub fn convert(
     check_destination(destination, existing)?;
 
     let mut description = describe(&checkpoint)?;
-    let GgufForm { mut metadata, decoder: mut target } = families::to_gguf(&checkpoint, files)?;
+    let GgufForm { mut metadata, decoder: mut target, mut source } =
+        families::to_gguf(&checkpoint, files)?;
     if head_is_embedding(&checkpoint, &description.decoder) {
         description.decoder.head.weight = None;
+        if let Some(source) = &mut source {
+            source.head.weight = None;
+        }
         target.head.weight = None;
     }
     let pairs: Vec<(TensorSource, TensorSource)> =
-        weights(&description.decoder).into_iter().zip(weights(&target)).collect();
+        weights(source.as_ref().unwrap_or(&description.decoder))
+            .into_iter()
+            .zip(weights(&target))
+            .collect();
     let tensors: Vec<TensorHeader> =
         pairs.iter().map(|(from, to)| header(&checkpoint, from, to)).collect::<Result<_, _>>()?;
 
@@ -107,9 +115,10 @@ pub fn convert(
     }
     writer.finish()?;
 
-    let used: HashSet<&str> = pairs.iter().map(|(from, _)| from.name.as_str()).collect();
+    let used: HashSet<String> =
+        pairs.iter().flat_map(|(from, _)| from.tensors()).map(|(name, _)| name).collect();
     let names = checkpoint.tensors().iter().map(|tensor| &tensor.name);
-    let unused = names.filter(|name| !used.contains(name.as_str())).cloned().collect();
+    let unused = names.filter(|name| !used.contains(*name)).cloned().collect();
     Ok(Conversion { unused })
 }
 
@@ -168,7 +177,7 @@ fn header(
     from: &TensorSource,
     to: &TensorSource,
 ) -> Result<TensorHeader, ModelError> {
-    let Some(tensor) = checkpoint.tensor(&from.name) else {
+    let Some(stored) = stored_type(checkpoint, from) else {
         return Err(ModelError::MissingTensor {
             file: checkpoint.path().display().to_string(),
             tensor: from.name.clone(),
@@ -176,7 +185,8 @@ fn header(
         });
     };
     let (name, shape) = (to.name.clone(), to.shape_in_file());
-    let dtype = if keeps_f32(&name, &shape) { DType::F32 } else { tensor.dtype };
+    let becomes_f32 = keeps_f32(&name, &shape) || from.plus != 0.0;
+    let dtype = if becomes_f32 { DType::F32 } else { stored };
     Ok(TensorHeader { name, dtype, shape })
 }
 
@@ -251,27 +261,17 @@ fn write_tensor(
     source: &TensorSource,
     header: &TensorHeader,
     write: &mut impl FnMut(&[u8]) -> Result<(), FormatError>,
-) -> Result<(), FormatError> {
-    let tensor = checkpoint.tensor(&source.name).expect("its header was made from it");
-    let stored = checkpoint.bytes(tensor);
-    let transposed;
-    let rows: &[u8] = match source.layout {
-        Layout::Vector | Layout::RowMajor => &stored,
-        Layout::Transposed => {
-            let block = tensor.dtype.block_bytes();
-            transposed = transpose(&stored, source.cols, source.rows, block);
-            &transposed
-        }
-    };
-    if header.dtype == tensor.dtype {
-        return write(rows);
+) -> Result<(), ConvertError> {
+    let HostMatrix { dtype, bytes: rows, .. } = read(checkpoint, source)?;
+    if header.dtype == dtype && source.plus == 0.0 {
+        return Ok(write(&rows)?);
     }
     let (mut values, mut bytes) = (vec![0.0; VALUES], Vec::with_capacity(VALUES * 4));
-    for piece in rows.chunks(VALUES * tensor.dtype.block_bytes()) {
-        let values = &mut values[..piece.len() / tensor.dtype.block_bytes()];
-        quant::dequantize(tensor.dtype, piece, values).expect("the checked type is no block type");
+    for piece in rows.chunks(VALUES * dtype.block_bytes()) {
+        let values = &mut values[..piece.len() / dtype.block_bytes()];
+        quant::dequantize(dtype, piece, values).expect("the checked type is no block type");
         bytes.clear();
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend(values.iter().flat_map(|value| (value + source.plus).to_le_bytes()));
         write(&bytes)?;
     }
     Ok(())

@@ -201,6 +201,7 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct HeldSequence {
     kv: KvSequence,
+    is_long: bool,
     /// Positions computed so far.
     positions: usize,
 }
@@ -215,6 +216,8 @@ pub struct Engine {
     chunk: usize,
     vocab_size: usize,
     logit_width: usize,
+    /// See [`crate::model::spec::Longer`].
+    short_context: Option<usize>,
     logits: Vec<f32>,
     next_id: u64,
 }
@@ -263,6 +266,7 @@ impl Engine {
             chunk,
             vocab_size: decoder.embedding.vocab_size,
             logit_width: decoder.head.rows,
+            short_context: decoder.short_context(),
             logits: Vec::new(),
             next_id: 0,
         })
@@ -283,6 +287,7 @@ impl Engine {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let prompt_tokens = request.tokens.len();
+        let is_long = is_long(self.short_context, prompt_tokens);
         // The token chosen last needs no position of its own, so a full context still gives one.
         let room = self.context + 1 - prompt_tokens;
         let new_tokens = request.max_tokens.map_or(room, |max_tokens| max_tokens.min(room));
@@ -291,6 +296,7 @@ impl Engine {
             tokens: request.tokens,
             prompt_tokens,
             computed: 0,
+            is_long,
             max_length: prompt_tokens + new_tokens,
             sampler,
             choice: request.choice,
@@ -323,6 +329,9 @@ impl Engine {
             let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
             if !commit(sequence, logits, &mut events) {
                 self.scheduler.remove(*id, &mut self.kv);
+            } else if !sequence.is_long && is_long(self.short_context, sequence.tokens.len()) {
+                // What was stored so far was rotated otherwise.
+                self.scheduler.restart_as_long(*id, &mut self.kv);
             }
         }
         events
@@ -355,7 +364,8 @@ impl Engine {
     /// Room for a sequence of at most `positions` positions that the caller feeds itself, or `None` while others
     /// hold it. The caller gives it back with [`Engine::release`].
     pub fn hold(&mut self, positions: usize) -> Option<HeldSequence> {
-        self.kv.reserve(positions).map(|kv| HeldSequence { kv, positions: 0 })
+        let is_long = is_long(self.short_context, positions);
+        self.kv.reserve(positions).map(|kv| HeldSequence { kv, is_long, positions: 0 })
     }
 
     /// Appends the next tokens of each sequence in one batch, and returns the logits of the wanted rows. The tokens
@@ -370,7 +380,8 @@ impl Engine {
         for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
             let end = sequence.positions + tokens.len();
             self.kv.extend(&mut sequence.kv, sequence.positions, end);
-            batch.push(tokens, sequence.positions, &sequence.kv.tables, wanted);
+            let HeldSequence { kv, is_long, positions } = sequence;
+            batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
             sequence.positions = end;
         }
         self.executor.forward(&batch, &mut self.logits);
@@ -399,6 +410,11 @@ impl Engine {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a sequence of that many tokens is rotated as the long ones are.
+fn is_long(short_context: Option<usize>, tokens: usize) -> bool {
+    short_context.is_some_and(|short| tokens > short)
 }
 
 /// Chooses the next token of a sequence, and says whether the sequence goes on.

@@ -145,12 +145,17 @@ impl KvPools {
         }
     }
 
+    /// Gives back every block of a sequence, but not its reservation.
+    pub fn clear(&mut self, sequence: &mut KvSequence) {
+        for (pool, table) in self.pools.iter_mut().zip(&mut sequence.tables) {
+            pool.free.extend(table.drain(..).rev().filter(|block| *block != NO_BLOCK));
+        }
+    }
+
     /// Gives back every block and the reservation of a sequence.
-    pub fn release(&mut self, sequence: KvSequence) {
-        for ((pool, table), reserved) in
-            self.pools.iter_mut().zip(&sequence.tables).zip(&sequence.reserved)
-        {
-            pool.free.extend(table.iter().rev().filter(|block| **block != NO_BLOCK));
+    pub fn release(&mut self, mut sequence: KvSequence) {
+        self.clear(&mut sequence);
+        for (pool, reserved) in self.pools.iter_mut().zip(&sequence.reserved) {
             pool.unreserved += reserved;
         }
     }

@@ -55,7 +55,8 @@ impl Scheduler {
                 kv.extend(blocks, start, end);
                 let last = end == sequence.tokens.len();
                 let logits = if last { Logits::Last } else { Logits::None };
-                plan.batch.push(&sequence.tokens[start..end], start, &blocks.tables, logits);
+                let tokens = &sequence.tokens[start..end];
+                plan.batch.push(tokens, start, sequence.is_long, &blocks.tables, logits);
                 sequence.computed = end;
                 if last {
                     plan.sampled.push(sequence.id);
@@ -74,6 +75,18 @@ impl Scheduler {
         {
             sequence.kv = Some(blocks);
             self.running.push(sequence);
+        }
+    }
+
+    /// Has a sequence computed again from its start, as the long ones are.
+    pub fn restart_as_long(&mut self, id: SequenceId, kv: &mut KvPools) {
+        if let Some(sequence) = self.running_mut(id)
+            && let Some(blocks) = &mut sequence.kv
+        {
+            kv.clear(blocks);
+            (sequence.computed, sequence.is_long) = (0, true);
+            // Its answer so far is computed like a prompt.
+            sequence.prompt_tokens = sequence.tokens.len();
         }
     }
 

@@ -67,9 +67,12 @@ pub(crate) struct Sequence {
     pub id: SequenceId,
     /// Prompt and chosen tokens.
     pub tokens: Vec<u32>,
+    /// Tokens that are computed in chunks before the next one is chosen.
     pub prompt_tokens: usize,
     /// Tokens whose keys and values are stored.
     pub computed: usize,
+    /// Whether it is rotated as the long sequences are.
+    pub is_long: bool,
     /// The length at which the answer is cut.
     pub max_length: usize,
     pub sampler: Sampler,

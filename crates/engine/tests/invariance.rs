@@ -90,7 +90,7 @@ impl Bench {
             }
             self.pools.extend(&mut row.kv, row.computed, end);
             let tokens = &row.tokens[row.computed..end];
-            batch.push(tokens, row.computed, &row.kv.tables, Logits::All);
+            batch.push(tokens, row.computed, false, &row.kv.tables, Logits::All);
         }
         let mut logits = Vec::new();
         self.executor.forward(&batch, &mut logits);

@@ -3,43 +3,87 @@
 use crate::backend::Backend;
 use crate::batch::Batch;
 use crate::kv::KvLayout;
-use crate::model::spec::Decoder;
+use crate::model::spec::{Decoder, Layer, Norm};
+use std::slice;
 
 /// Activations of one forward pass, allocated once for the largest batch.
 pub struct Scratch<B: Backend> {
     residual: B::Buffer,
     normed: B::Buffer,
+    /// What a part adds to the residual stream, where it is normed first.
+    branch: B::Buffer,
+    /// Of each rope.
+    rotations: Vec<B::Buffer>,
     qkv: B::Buffer,
     attended: B::Buffer,
+    router: B::Buffer,
+    routes: B::Routes,
+    up: B::Buffer,
     intermediate: B::Buffer,
     wanted: B::Buffer,
     logits: B::Buffer,
 }
 
+/// Widths of the buffers of a [`Scratch`], each the widest of all layers.
+struct Widths {
+    hidden: usize,
+    qkv: usize,
+    query: usize,
+    experts: usize,
+    chosen: usize,
+    up: usize,
+    intermediate: usize,
+    rotations: usize,
+}
+
+impl Widths {
+    fn new<M, V>(decoder: &Decoder<M, V>) -> Self {
+        let widest =
+            |width: fn(&Layer<M, V>) -> usize| decoder.layers.iter().map(width).max().unwrap_or(0);
+        Widths {
+            hidden: decoder.hidden,
+            qkv: widest(|layer| layer.attention.shape.qkv_width()),
+            query: widest(|layer| layer.attention.shape.query_width()),
+            experts: widest(|layer| layer.feed_forward.router.as_ref().map_or(0, |r| r.experts)),
+            chosen: widest(|layer| layer.feed_forward.chosen()),
+            up: widest(|layer| layer.feed_forward.up_width()),
+            intermediate: widest(|layer| layer.feed_forward.intermediate),
+            rotations: decoder.ropes.iter().map(|rope| 2 * rope.pairs()).sum(),
+        }
+    }
+}
+
 impl<B: Backend> Scratch<B> {
     /// Room for batches of at most `rows` rows, of which at most `logit_rows` want logits.
     pub fn new(
-        backend: &mut B,
+        b: &mut B,
         decoder: &Decoder<B::Matrix, B::Vector>,
         rows: usize,
         logit_rows: usize,
     ) -> Self {
+        let w = Widths::new(decoder);
         Scratch {
-            residual: backend.buffer(rows, decoder.hidden),
-            normed: backend.buffer(rows, decoder.hidden),
-            qkv: backend.buffer(rows, decoder.qkv_width()),
-            attended: backend.buffer(rows, decoder.query_width()),
-            intermediate: backend.buffer(rows, decoder.intermediate()),
-            wanted: backend.buffer(logit_rows, decoder.hidden),
-            logits: backend.buffer(logit_rows, decoder.head.rows),
+            residual: b.buffer(rows, w.hidden),
+            normed: b.buffer(rows, w.hidden),
+            branch: b.buffer(rows, w.hidden),
+            rotations: decoder.ropes.iter().map(|rope| b.buffer(rows, 2 * rope.pairs())).collect(),
+            qkv: b.buffer(rows, w.qkv),
+            attended: b.buffer(rows, w.query),
+            router: b.buffer(rows, w.experts),
+            routes: b.routes(rows, w.chosen),
+            up: b.buffer(rows * w.chosen, w.up),
+            intermediate: b.buffer(rows * w.chosen, w.intermediate),
+            wanted: b.buffer(logit_rows, w.hidden),
+            logits: b.buffer(logit_rows, decoder.head.rows),
         }
     }
 }
 
 /// Activations that [`Scratch::new`] makes room for.
 pub fn workspace_elements<M, V>(decoder: &Decoder<M, V>, rows: usize, logit_rows: usize) -> usize {
-    let per_row =
-        2 * decoder.hidden + decoder.qkv_width() + decoder.query_width() + decoder.intermediate();
+    let w = Widths::new(decoder);
+    let per_expert = w.up + w.intermediate;
+    let per_row = 3 * w.hidden + w.rotations + w.qkv + w.query + w.experts + w.chosen * per_expert;
     rows.saturating_mul(per_row)
         .saturating_add(logit_rows.saturating_mul(decoder.hidden + decoder.head.rows))
 }
@@ -54,32 +98,82 @@ pub fn forward<'s, B: Backend>(
     batch: &Batch,
     s: &'s mut Scratch<B>,
 ) -> &'s B::Buffer {
-    b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens);
+    b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens, decoder.embedding.scale);
     if let Some(positions) = &decoder.embedding.positions {
         b.add_rows(&mut s.residual, positions, &batch.positions);
+    }
+    for (rope, rotations) in decoder.ropes.iter().zip(&mut s.rotations) {
+        b.rotations(rotations, rope, batch);
     }
 
     for (index, layer) in decoder.layers.iter().enumerate() {
         let (kv, tables) = (&mut kv[index], &batch.block_tables[layout.group_of_layer[index]]);
 
-        // residual += output(attend(qkv(norm(residual))))
+        // residual += output(attend(rope(qkv(norm(residual)))))
         let attention = &layer.attention;
         b.norm(&mut s.normed, &s.residual, &attention.norm);
         b.matmul(&mut s.qkv, &s.normed, &attention.qkv);
+        if let Some(norm) = &attention.query_norm {
+            b.norm_heads(&mut s.qkv, attention.shape.query_heads(), norm);
+        }
+        if let Some(norm) = &attention.key_norm {
+            b.norm_heads(&mut s.qkv, attention.shape.key_heads(), norm);
+        }
+        if let Some(rope) = attention.rope {
+            b.rotate(&mut s.qkv, &s.rotations[rope], &decoder.ropes[rope], &attention.shape);
+        }
         b.append(kv, &s.qkv, batch, tables, &attention.shape);
-        b.attend(&mut s.attended, &s.qkv, kv, batch, tables, &attention.shape);
-        b.matmul_add(&mut s.residual, &s.attended, &attention.output);
+        let sinks = attention.sinks.as_ref();
+        b.attend(&mut s.attended, &s.qkv, kv, batch, tables, &attention.shape, sinks);
+        let sum = part_sum(b, &mut s.residual, &mut s.branch, &attention.post_norm);
+        b.matmul_add(sum, &s.attended, &attention.output);
+        if let Some(norm) = &attention.post_norm {
+            b.norm(&mut s.normed, &s.branch, norm);
+            b.add(&mut s.residual, &s.normed);
+        }
 
-        // residual += down(activation(up(norm(residual))))
-        let feed_forward = &layer.feed_forward;
-        b.norm(&mut s.normed, &s.residual, &feed_forward.norm);
-        b.matmul(&mut s.intermediate, &s.normed, &feed_forward.up);
-        b.activate(&mut s.intermediate, feed_forward.activation);
-        b.matmul_add(&mut s.residual, &s.intermediate, &feed_forward.down);
+        // residual += down(nonlinearity(up(norm(residual))))
+        let ffn = &layer.feed_forward;
+        b.norm(&mut s.normed, &s.residual, &ffn.norm);
+        match &ffn.router {
+            None => b.matmul(&mut s.up, &s.normed, &ffn.up),
+            Some(router) => {
+                b.matmul(&mut s.router, &s.normed, slice::from_ref(&router.linear));
+                b.route(&mut s.routes, &s.router, router.choice);
+                b.expert_matmul(&mut s.up, &s.normed, &ffn.up, &s.routes);
+            }
+        }
+        b.activate(&mut s.intermediate, &s.up, ffn.nonlinearity);
+        let sum = part_sum(b, &mut s.residual, &mut s.branch, &ffn.post_norm);
+        match &ffn.router {
+            None => b.matmul_add(sum, &s.intermediate, &ffn.down),
+            Some(_) => b.expert_matmul_add(sum, &s.intermediate, &ffn.down, &s.routes),
+        }
+        if let Some(norm) = &ffn.post_norm {
+            b.norm(&mut s.normed, &s.branch, norm);
+            b.add(&mut s.residual, &s.normed);
+        }
     }
 
     b.gather(&mut s.wanted, &s.residual, &batch.logit_rows);
     b.norm(&mut s.normed, &s.wanted, &decoder.final_norm);
     b.project(&mut s.logits, &s.normed, decoder.head_matrix());
+    if let Some(cap) = decoder.head.soft_cap {
+        b.soft_cap(&mut s.logits, cap);
+    }
     &s.logits
+}
+
+/// Where a part adds its output: the residual stream, or zeros if the output is normed first.
+fn part_sum<'s, B: Backend>(
+    b: &mut B,
+    residual: &'s mut B::Buffer,
+    branch: &'s mut B::Buffer,
+    post_norm: &Option<Norm<B::Vector>>,
+) -> &'s mut B::Buffer {
+    if post_norm.is_none() {
+        return residual;
+    }
+    b.zero_like(branch, residual);
+    branch
 }

@@ -1,6 +1,7 @@
 //! Opening a model: the checkpoint, what it computes, and its tokenizer.
 
 use super::spec::{MapWeights, TensorSource};
+use super::weights::{stored_bytes, stored_type};
 use super::{ModelDescription, ModelError, describe};
 use crate::format::{Checkpoint, DType, Source, gguf};
 use crate::tokenizer::{GgufTokenizer, Tokenizer};
@@ -64,17 +65,22 @@ impl Model {
         }
     }
 
-    /// Bytes of weights that one step of decoding reads: all of them but the embedding, of which it reads single rows,
-    /// unless the embedding is the head too.
+    /// Bytes of weights that one step of decoding reads: all of them but the embedding, of which it reads single rows
+    /// unless the embedding is the head too, and the experts that a row is not routed to.
     pub fn decode_bytes(&self) -> u64 {
-        let embedding = &self.description.decoder.embedding;
-        let bytes = |source: &TensorSource| {
-            self.checkpoint.tensor(&source.name).map_or(0, |tensor| tensor.byte_len() as u64)
-        };
-        let tied = self.description.decoder.head.weight.is_none();
-        let tokens = if tied { 0 } else { bytes(&embedding.tokens) };
-        let positions = embedding.positions.as_ref().map_or(0, bytes);
-        self.weight_bytes() - tokens - positions
+        let decoder = &self.description.decoder;
+        let bytes = |source: &TensorSource| stored_bytes(&self.checkpoint, source) as u64;
+        let tokens = &decoder.embedding.tokens;
+        let mut unread = decoder.embedding.positions.as_ref().map_or(0, bytes);
+        unread += if decoder.head.weight.is_none() { 0 } else { bytes(tokens) };
+        for feed_forward in decoder.layers.iter().map(|layer| &layer.feed_forward) {
+            let Some(router) = &feed_forward.router else { continue };
+            let matrices = feed_forward.up.iter().chain([&feed_forward.down]);
+            let all: u64 = matrices.map(|linear| bytes(&linear.weight)).sum();
+            let experts = router.experts as u64;
+            unread += all / experts * experts.saturating_sub(router.choice.count as u64);
+        }
+        self.weight_bytes().saturating_sub(unread)
     }
 }
 
@@ -90,11 +96,11 @@ impl MapWeights<TensorSource, TensorSource> for Sums<'_> {
     type Error = std::convert::Infallible;
 
     fn matrix(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
-        let Some(tensor) = self.checkpoint.tensor(&source.name) else { return Ok(()) };
-        let bytes = tensor.byte_len() as u64;
-        match self.bytes.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+        let Some(stored) = stored_type(self.checkpoint, source) else { return Ok(()) };
+        let bytes = stored_bytes(self.checkpoint, source) as u64;
+        match self.bytes.iter_mut().find(|(dtype, _)| *dtype == stored) {
             Some((_, sum)) => *sum += bytes,
-            None => self.bytes.push((tensor.dtype, bytes)),
+            None => self.bytes.push((stored, bytes)),
         }
         Ok(())
     }

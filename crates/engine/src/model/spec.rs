@@ -3,6 +3,16 @@
 //! [`Decoder`] is generic over what stands for a weight. A family file builds it with [`TensorSource`]s, which only
 //! name tensors; the same structure with a backend's own matrices and vectors is what the forward pass runs.
 
+mod map;
+mod rope;
+mod source;
+
+pub use map::MapWeights;
+pub use rope::{Longer, Rope, RopeStyle};
+pub use source::{Layout, Rows, TensorSource};
+
+use std::ops::Range;
+
 /// A decoder-only transformer. `M` stands for a matrix and `V` for a vector of weights.
 #[derive(Clone, Debug)]
 pub struct Decoder<M, V> {
@@ -12,6 +22,8 @@ pub struct Decoder<M, V> {
     pub context_length: usize,
     /// Tokens (and positions) to the residual stream.
     pub embedding: Embedding<M>,
+    /// The rotations that layers apply to queries and keys; see [`Attention::rope`].
+    pub ropes: Vec<Rope>,
     /// The layers in order.
     pub layers: Vec<Layer<M, V>>,
     /// The norm before the head.
@@ -27,6 +39,8 @@ pub struct Embedding<M> {
     pub tokens: M,
     /// Rows of `tokens`: every token id is below it.
     pub vocab_size: usize,
+    /// What a token's row is multiplied with.
+    pub scale: f32,
     /// (context_length, hidden), added to the token's row.
     pub positions: Option<M>,
 }
@@ -46,10 +60,21 @@ pub struct Layer<M, V> {
 pub struct Attention<M, V> {
     /// Applied to the residual stream first.
     pub norm: Norm<V>,
-    /// (heads * head_dim + 2 * kv_heads * head_dim, hidden): queries, then keys, then values.
-    pub qkv: Linear<M, V>,
+    /// Queries, then keys, then values, (heads * head_dim + 2 * kv_heads * head_dim, hidden) together: in one matrix or
+    /// in several whose outputs lie one after another.
+    pub qkv: Vec<Linear<M, V>>,
+    /// Applied to each head of the queries, (head_dim), before the rotation.
+    pub query_norm: Option<Norm<V>>,
+    /// Applied to each head of the keys, (head_dim), before the rotation.
+    pub key_norm: Option<Norm<V>>,
+    /// The rotation of queries and keys, by its place in [`Decoder::ropes`].
+    pub rope: Option<usize>,
+    /// (heads): for each query head a score without a value, which takes its share of the softmax.
+    pub sinks: Option<V>,
     /// (hidden, heads * head_dim)
     pub output: Linear<M, V>,
+    /// Applied to the output before it is added to the residual stream.
+    pub post_norm: Option<Norm<V>>,
     /// What each head computes.
     pub shape: AttentionShape,
 }
@@ -67,6 +92,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// How many of the latest positions a query sees, its own included; all of them if `None`.
     pub window: Option<usize>,
+    /// `cap * tanh(score / cap)` takes the place of each scaled score.
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -85,25 +112,94 @@ impl AttentionShape {
         self.query_width() + 2 * self.kv_width()
     }
 
+    /// Where the query heads lie in a row of queries, keys and values, in heads.
+    pub fn query_heads(&self) -> Range<usize> {
+        0..self.heads
+    }
+
+    /// Where the key heads lie in a row of queries, keys and values, in heads.
+    pub fn key_heads(&self) -> Range<usize> {
+        self.heads..self.heads + self.kv_heads
+    }
+
     /// The first position that a query at `position` sees.
     pub fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
-/// `down(activation(up(norm(x))))`
+/// `down(nonlinearity(up(norm(x))))`, by one network or by a few out of many.
 #[derive(Clone, Debug)]
 pub struct FeedForward<M, V> {
     /// Applied to the residual stream first.
     pub norm: Norm<V>,
-    /// (intermediate, hidden)
-    pub up: Linear<M, V>,
+    /// Which networks compute a row; one computes all rows if `None`.
+    pub router: Option<Router<M, V>>,
+    /// (intermediate, hidden), or gate and up, (2 * intermediate, hidden) together, where the nonlinearity is gated: in
+    /// one matrix or in several whose outputs lie one after another. With a router each matrix and bias holds those
+    /// of all experts one after another.
+    pub up: Vec<Linear<M, V>>,
     /// Between the two.
-    pub activation: Activation,
-    /// (hidden, intermediate)
+    pub nonlinearity: Nonlinearity,
+    /// (hidden, intermediate); with a router those of all experts one after another.
     pub down: Linear<M, V>,
-    /// Rows of `up`.
+    /// Applied to the output before it is added to the residual stream.
+    pub post_norm: Option<Norm<V>>,
+    /// Width between the two products, of one expert if there are several.
     pub intermediate: usize,
+}
+
+/// Chooses the experts of a row and the weights of their outputs in the sum.
+#[derive(Clone, Debug)]
+pub struct Router<M, V> {
+    /// (experts, hidden)
+    pub linear: Linear<M, V>,
+    /// How many experts there are.
+    pub experts: usize,
+    /// How its outputs become a choice.
+    pub choice: Choice,
+}
+
+/// The `count` largest router outputs of a row, the lower expert among equals, and their weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Experts that compute a row.
+    pub count: usize,
+    /// What the weights are.
+    pub weights: ChoiceWeights,
+}
+
+/// What the outputs of the chosen experts are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChoiceWeights {
+    /// The softmax over the chosen router outputs; the same as that over all, divided by the sum of the chosen.
+    SoftmaxOfChosen,
+    /// The softmax over all router outputs.
+    SoftmaxOfAll,
+}
+
+/// What stands between the two products of a feed-forward part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Nonlinearity {
+    /// `f(x)`
+    Plain(Activation),
+    /// `f(gate) * up`
+    Gated(Activation),
+    /// `g * sigmoid(alpha * g) * (u + 1)` with `g = min(gate, limit)` and `u = clamp(up, -limit, limit)`; the SwiGLU of
+    /// gpt-oss.
+    ClampedSwiglu {
+        /// Steepness of the sigmoid.
+        alpha: f32,
+        /// Where gate and up are cut.
+        limit: f32,
+    },
+}
+
+impl Nonlinearity {
+    /// Whether its input is a gate and an up of the same width, one after the other.
+    pub fn is_gated(self) -> bool {
+        !matches!(self, Nonlinearity::Plain(_))
+    }
 }
 
 /// `x * weight.transposed() + bias`
@@ -115,18 +211,29 @@ pub struct Linear<M, V> {
     pub bias: Option<V>,
 }
 
-/// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, the variance without Bessel's correction.
+/// Brings a row, or a head, to unit scale.
 #[derive(Clone, Debug)]
 pub struct Norm<V> {
-    /// (hidden)
+    /// What is computed.
+    pub kind: NormKind,
+    /// (width)
     pub weight: V,
-    /// (hidden)
-    pub bias: V,
-    /// Added to the variance.
+    /// (width)
+    pub bias: Option<V>,
+    /// Added to the variance or the mean square.
     pub eps: f32,
 }
 
-/// The function between the two products of a feed-forward part.
+/// The two norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, the variance without Bessel's correction.
+    LayerNorm,
+    /// `x / sqrt(mean(x^2) + eps) * weight + bias`. Families that store `weight - 1` have it added when it is loaded.
+    RmsNorm,
+}
+
+/// An elementary function of a feed-forward part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `0.5 x (1 + erf(x / sqrt(2)))`
@@ -150,153 +257,30 @@ pub struct Head<M> {
     pub weight: Option<M>,
     /// Rows: the width of the logits.
     pub rows: usize,
-}
-
-/// Where a weight comes from: a tensor of the checkpoint, and the shape that the model needs it to have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorSource {
-    /// The tensor's name.
-    pub name: String,
-    /// Outputs; 1 for a vector.
-    pub rows: usize,
-    /// Inputs; the length of a vector.
-    pub cols: usize,
-    /// How the file stores it.
-    pub layout: Layout,
-}
-
-/// How a file stores a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// (cols)
-    Vector,
-    /// (rows, cols)
-    RowMajor,
-    /// (cols, rows), as the `Conv1D` module of GPT-2 in `transformers` has it.
-    Transposed,
-}
-
-impl TensorSource {
-    /// A vector of `cols` elements.
-    pub fn vector(name: impl Into<String>, cols: usize) -> Self {
-        TensorSource { name: name.into(), rows: 1, cols, layout: Layout::Vector }
-    }
-
-    /// A matrix of `rows` outputs and `cols` inputs.
-    pub fn matrix(name: impl Into<String>, rows: usize, cols: usize, layout: Layout) -> Self {
-        TensorSource { name: name.into(), rows, cols, layout }
-    }
-
-    /// The shape that the tensor must have in the file, outermost dimension first.
-    pub fn shape_in_file(&self) -> Vec<usize> {
-        match self.layout {
-            Layout::Vector => vec![self.cols],
-            Layout::RowMajor => vec![self.rows, self.cols],
-            Layout::Transposed => vec![self.cols, self.rows],
-        }
-    }
-}
-
-/// Turns one kind of weight into another: names into checked names, names into a backend's matrices.
-pub trait MapWeights<M, V> {
-    /// The new matrix.
-    type Matrix;
-    /// The new vector.
-    type Vector;
-    /// Why a weight could not be turned.
-    type Error;
-
-    /// Turns a matrix.
-    fn matrix(&mut self, matrix: &M) -> Result<Self::Matrix, Self::Error>;
-    /// Turns a vector.
-    fn vector(&mut self, vector: &V) -> Result<Self::Vector, Self::Error>;
+    /// `cap * tanh(logit / cap)` takes the place of each logit.
+    pub soft_cap: Option<f32>,
 }
 
 impl<M, V> Decoder<M, V> {
-    /// The same decoder with every weight turned by `map`, in the order in which the forward pass uses them.
-    pub fn map<F: MapWeights<M, V>>(
-        &self,
-        map: &mut F,
-    ) -> Result<Decoder<F::Matrix, F::Vector>, F::Error> {
-        let embedding = Embedding {
-            tokens: map.matrix(&self.embedding.tokens)?,
-            vocab_size: self.embedding.vocab_size,
-            positions: self.embedding.positions.as_ref().map(|m| map.matrix(m)).transpose()?,
-        };
-        let layers = self.layers.iter().map(|layer| layer.map(map)).collect::<Result<_, _>>()?;
-        let final_norm = self.final_norm.map(map)?;
-        let head = Head {
-            weight: self.head.weight.as_ref().map(|m| map.matrix(m)).transpose()?,
-            rows: self.head.rows,
-        };
-        Ok(Decoder {
-            hidden: self.hidden,
-            context_length: self.context_length,
-            embedding,
-            layers,
-            final_norm,
-            head,
-        })
-    }
-
     /// The matrix of the last product.
     pub fn head_matrix(&self) -> &M {
         self.head.weight.as_ref().unwrap_or(&self.embedding.tokens)
     }
 
-    /// The widest row of queries, keys and values.
-    pub fn qkv_width(&self) -> usize {
-        self.layers.iter().map(|layer| layer.attention.shape.qkv_width()).max().unwrap_or(0)
-    }
-
-    /// The widest row of queries.
-    pub fn query_width(&self) -> usize {
-        self.layers.iter().map(|layer| layer.attention.shape.query_width()).max().unwrap_or(0)
-    }
-
-    /// The widest row inside a feed-forward part.
-    pub fn intermediate(&self) -> usize {
-        self.layers.iter().map(|layer| layer.feed_forward.intermediate).max().unwrap_or(0)
+    /// The length up to which a sequence is rotated as the shorter ones are; `None` where all are rotated alike.
+    pub fn short_context(&self) -> Option<usize> {
+        self.ropes.iter().find_map(|rope| rope.longer.as_ref().map(|longer| longer.than))
     }
 }
 
-impl<M, V> Layer<M, V> {
-    fn map<F: MapWeights<M, V>>(
-        &self,
-        map: &mut F,
-    ) -> Result<Layer<F::Matrix, F::Vector>, F::Error> {
-        let Attention { norm, qkv, output, shape } = &self.attention;
-        let attention = Attention {
-            norm: norm.map(map)?,
-            qkv: qkv.map(map)?,
-            output: output.map(map)?,
-            shape: *shape,
-        };
-        let FeedForward { norm, up, activation, down, intermediate } = &self.feed_forward;
-        let feed_forward = FeedForward {
-            norm: norm.map(map)?,
-            up: up.map(map)?,
-            activation: *activation,
-            down: down.map(map)?,
-            intermediate: *intermediate,
-        };
-        Ok(Layer { attention, feed_forward })
+impl<M, V> FeedForward<M, V> {
+    /// Width of what `up` gives.
+    pub fn up_width(&self) -> usize {
+        if self.nonlinearity.is_gated() { 2 * self.intermediate } else { self.intermediate }
     }
-}
 
-impl<M, V> Linear<M, V> {
-    fn map<F: MapWeights<M, V>>(
-        &self,
-        map: &mut F,
-    ) -> Result<Linear<F::Matrix, F::Vector>, F::Error> {
-        let weight = map.matrix(&self.weight)?;
-        let bias = self.bias.as_ref().map(|bias| map.vector(bias)).transpose()?;
-        Ok(Linear { weight, bias })
-    }
-}
-
-impl<V> Norm<V> {
-    fn map<M, F: MapWeights<M, V>>(&self, map: &mut F) -> Result<Norm<F::Vector>, F::Error> {
-        Ok(Norm { weight: map.vector(&self.weight)?, bias: map.vector(&self.bias)?, eps: self.eps })
+    /// Experts that compute a row: 1 without a router.
+    pub fn chosen(&self) -> usize {
+        self.router.as_ref().map_or(1, |router| router.choice.count)
     }
 }

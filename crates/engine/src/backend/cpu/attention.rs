@@ -5,7 +5,7 @@
 
 use super::math::exp;
 use super::simd::Isa;
-use super::{Buffer, Kv};
+use super::{Buffer, Kv, soft_cap};
 use crate::batch::{Batch, BlockTables};
 use crate::kv::BLOCK_SIZE;
 use crate::model::spec::AttentionShape;
@@ -48,6 +48,7 @@ impl Kv {
 }
 
 /// See [`crate::backend::Backend::attend`].
+#[expect(clippy::too_many_arguments, reason = "what attention depends on")]
 pub fn attend(
     isa: Isa,
     out: &mut Buffer,
@@ -56,15 +57,17 @@ pub fn attend(
     batch: &Batch,
     tables: &BlockTables,
     shape: &AttentionShape,
+    sinks: Option<&Vec<f32>>,
 ) {
     let head_dim = shape.head_dim;
-    out.set_rows(batch.rows());
+    out.set_shape(batch.rows(), shape.query_width());
     let sequences: Vec<usize> = batch.rows_with_sequence().map(|(_, sequence)| sequence).collect();
     out.data.par_chunks_mut(head_dim).enumerate().for_each(|(index, out)| {
         let (row, head) = (index / shape.heads, index % shape.heads);
         let query = &qkv.row(row)[head * head_dim..][..head_dim];
         let position = batch.positions[row] as usize;
-        attend_head(isa, out, query, kv, tables.of(sequences[row]), position, head, shape);
+        let sink = sinks.map(|sinks| sinks[head]);
+        attend_head(isa, out, query, kv, tables.of(sequences[row]), position, head, shape, sink);
     });
 }
 
@@ -79,11 +82,13 @@ fn attend_head(
     position: usize,
     head: usize,
     shape: &AttentionShape,
+    sink: Option<f32>,
 ) {
     let head_dim = shape.head_dim;
     let kv_head = head / (shape.heads / shape.kv_heads);
     let first_visible = shape.first_visible(position);
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+    // The sink is a score like any other, but has no value.
+    let (mut max, mut sum) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0));
     out.fill(0.0);
     let blocks = first_visible / BLOCK_SIZE..=position / BLOCK_SIZE;
     for (index, block) in blocks.clone().zip(&table[blocks]) {
@@ -99,6 +104,9 @@ fn attend_head(
         let mut new_max = max;
         for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(head_dim)) {
             *weight = isa.dot(query, key) * shape.scale;
+            if let Some(cap) = shape.soft_cap {
+                *weight = soft_cap(*weight, cap);
+            }
             new_max = new_max.max(*weight);
         }
         for weight in weights.iter_mut() {

@@ -2,15 +2,20 @@
 
 mod attention;
 pub mod bandwidth;
+mod experts;
 mod math;
+mod rotary;
 pub mod simd;
 
 use super::{Backend, HostMatrix};
 use crate::batch::{Batch, BlockTables};
-use crate::model::spec::{Activation, AttentionShape, Linear, Norm};
+use crate::model::spec::{
+    Activation, AttentionShape, Choice, Linear, Nonlinearity, Norm, NormKind, Rope,
+};
 use crate::quant;
 use rayon::prelude::*;
 use simd::{Isa, TILE_ROWS};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens that a block of a product keeps in the second-level cache.
@@ -22,9 +27,12 @@ pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
     /// A product before it is transposed: (outputs, tokens).
     product: Vec<f32>,
+    /// One of several products whose outputs go side by side.
+    part: Buffer,
 }
 
 /// Rows of f32 activations.
+#[derive(Default)]
 pub struct Buffer {
     width: usize,
     data: Vec<f32>,
@@ -39,8 +47,14 @@ impl Buffer {
         &self.data[row * self.width..][..self.width]
     }
 
-    fn set_rows(&mut self, rows: usize) {
-        self.data.resize(rows * self.width, 0.0);
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.width..][..self.width]
+    }
+
+    /// Gives it this shape; what it holds then is unspecified.
+    fn set_shape(&mut self, rows: usize, width: usize) {
+        self.width = width;
+        self.data.resize(rows * width, 0.0);
     }
 }
 
@@ -68,7 +82,7 @@ impl Cpu {
             .num_threads(threads)
             .thread_name(|index| format!("oxgpt-cpu-{index}"))
             .build()?;
-        Ok(Cpu { isa, threads: Arc::new(pool), product: Vec::new() })
+        Ok(Cpu { isa, threads: Arc::new(pool), product: Vec::new(), part: Buffer::default() })
     }
 
     /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
@@ -118,11 +132,23 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    fn matmul_one(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
+        match &linear.bias {
+            Some(bias) => {
+                self.product(out, x, &linear.weight, |out, i, product| *out = product + bias[i]);
+            }
+            None => self.product(out, x, &linear.weight, |out, _, product| *out = product),
+        }
+    }
+}
+
 impl Backend for Cpu {
     type Matrix = HostMatrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
     type Kv = Kv;
+    type Routes = experts::Routes;
 
     fn matrix(&mut self, matrix: HostMatrix) -> HostMatrix {
         matrix
@@ -136,6 +162,10 @@ impl Backend for Cpu {
         Buffer { width, data: Vec::with_capacity(rows * width) }
     }
 
+    fn routes(&mut self, _: usize, _: usize) -> experts::Routes {
+        experts::Routes::default()
+    }
+
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Kv {
         Kv::new(blocks, shape)
     }
@@ -146,10 +176,13 @@ impl Backend for Cpu {
         threads.install(|| work(self))
     }
 
-    fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32]) {
-        out.set_rows(rows.len());
+    fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32], scale: f32) {
+        out.set_shape(rows.len(), table.cols);
         for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
             dequantize_row(out, table, *row);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
         }
     }
 
@@ -164,20 +197,40 @@ impl Backend for Cpu {
     }
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm<Vec<f32>>) {
-        out.set_rows(x.rows());
+        out.set_shape(x.rows(), x.width);
         let width = x.width;
         let rows = out.data.par_chunks_mut(width).zip(x.data.par_chunks(width));
-        rows.with_min_len(8).for_each(|(out, x)| layer_norm(out, x, norm));
+        rows.with_min_len(8).for_each(|(out, x)| {
+            out.copy_from_slice(x);
+            normalize(out, norm);
+        });
     }
 
-    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
-        out.set_rows(x.rows());
-        match &linear.bias {
-            Some(bias) => {
-                self.product(out, x, &linear.weight, |out, i, product| *out = product + bias[i]);
-            }
-            None => self.product(out, x, &linear.weight, |out, _, product| *out = product),
+    fn norm_heads(&mut self, x: &mut Buffer, heads: Range<usize>, norm: &Norm<Vec<f32>>) {
+        let head_dim = norm.weight.len();
+        let heads = heads.start * head_dim..heads.end * head_dim;
+        x.data.par_chunks_mut(x.width).with_min_len(8).for_each(|row| {
+            row[heads.clone()].chunks_exact_mut(head_dim).for_each(|head| normalize(head, norm));
+        });
+    }
+
+    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, linears: &[Linear<HostMatrix, Vec<f32>>]) {
+        if let [linear] = linears {
+            out.set_shape(x.rows(), linear.weight.rows);
+            return self.matmul_one(out, x, linear);
         }
+        out.set_shape(x.rows(), linears.iter().map(|linear| linear.weight.rows).sum());
+        let mut part = std::mem::take(&mut self.part);
+        let mut start = 0;
+        for linear in linears {
+            part.set_shape(x.rows(), linear.weight.rows);
+            self.matmul_one(&mut part, x, linear);
+            for row in 0..x.rows() {
+                out.row_mut(row)[start..start + part.width].copy_from_slice(part.row(row));
+            }
+            start += part.width;
+        }
+        self.part = part;
     }
 
     fn matmul_add(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
@@ -190,8 +243,37 @@ impl Backend for Cpu {
     }
 
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &HostMatrix) {
-        out.set_rows(x.rows());
+        out.set_shape(x.rows(), weight.rows);
         self.product(out, x, weight, |out, _, product| *out = product);
+    }
+
+    fn add(&mut self, out: &mut Buffer, x: &Buffer) {
+        out.data.iter_mut().zip(&x.data).for_each(|(out, x)| *out += x);
+    }
+
+    fn zero_like(&mut self, out: &mut Buffer, like: &Buffer) {
+        out.set_shape(like.rows(), like.width);
+        out.data.fill(0.0);
+    }
+
+    fn soft_cap(&mut self, x: &mut Buffer, cap: f32) {
+        x.data.par_chunks_mut(4096).for_each(|x| {
+            x.iter_mut().for_each(|x| *x = soft_cap(*x, cap));
+        });
+    }
+
+    fn rotations(&mut self, out: &mut Buffer, rope: &Rope, batch: &Batch) {
+        rotary::rotations(out, rope, batch);
+    }
+
+    fn rotate(
+        &mut self,
+        qkv: &mut Buffer,
+        rotations: &Buffer,
+        rope: &Rope,
+        shape: &AttentionShape,
+    ) {
+        rotary::rotate(qkv, rotations, rope, shape);
     }
 
     fn append(
@@ -213,16 +295,44 @@ impl Backend for Cpu {
         batch: &Batch,
         tables: &BlockTables,
         shape: &AttentionShape,
+        sinks: Option<&Vec<f32>>,
     ) {
-        attention::attend(self.isa, out, qkv, kv, batch, tables, shape);
+        attention::attend(self.isa, out, qkv, kv, batch, tables, shape, sinks);
     }
 
-    fn activate(&mut self, x: &mut Buffer, activation: Activation) {
-        x.data.par_chunks_mut(4096).for_each(|x| activate(x, activation));
+    fn activate(&mut self, out: &mut Buffer, x: &Buffer, nonlinearity: Nonlinearity) {
+        let width = if nonlinearity.is_gated() { x.width / 2 } else { x.width };
+        out.set_shape(x.rows(), width);
+        let rows = out.data.par_chunks_mut(width).zip(x.data.par_chunks(x.width));
+        rows.for_each(|(out, x)| between(out, x, nonlinearity));
+    }
+
+    fn route(&mut self, routes: &mut experts::Routes, router: &Buffer, choice: Choice) {
+        routes.choose(router, choice);
+    }
+
+    fn expert_matmul(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linears: &[Linear<HostMatrix, Vec<f32>>],
+        routes: &experts::Routes,
+    ) {
+        experts::matmul(self, out, x, linears, routes);
+    }
+
+    fn expert_matmul_add(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linear: &Linear<HostMatrix, Vec<f32>>,
+        routes: &experts::Routes,
+    ) {
+        experts::matmul_add(self, out, x, linear, routes);
     }
 
     fn gather(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32]) {
-        out.set_rows(rows.len());
+        out.set_shape(rows.len(), x.width);
         for (out, row) in out.data.chunks_exact_mut(x.width).zip(rows) {
             out.copy_from_slice(x.row(*row as usize));
         }
@@ -252,13 +362,49 @@ fn lane_sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest
 }
 
-fn layer_norm(out: &mut [f32], x: &[f32], norm: &Norm<Vec<f32>>) {
+/// See [`NormKind`].
+fn normalize(x: &mut [f32], norm: &Norm<Vec<f32>>) {
     let count = x.len() as f32;
-    let mean = lane_sum(x, |value| value) / count;
+    let mean = match norm.kind {
+        NormKind::LayerNorm => lane_sum(x, |value| value) / count,
+        NormKind::RmsNorm => 0.0,
+    };
     let variance = lane_sum(x, |value| (value - mean) * (value - mean)) / count;
     let scale = 1.0 / (variance + norm.eps).sqrt();
-    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(&norm.weight).zip(&norm.bias) {
-        *out = (x - mean) * scale * weight + bias;
+    for (x, weight) in x.iter_mut().zip(&norm.weight) {
+        *x = (*x - mean) * scale * weight;
+    }
+    if let Some(bias) = &norm.bias {
+        x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    }
+}
+
+fn soft_cap(x: f32, cap: f32) -> f32 {
+    let mut scaled = [x / cap];
+    activate(&mut scaled, Activation::Tanh);
+    cap * scaled[0]
+}
+
+/// See [`Nonlinearity`].
+fn between(out: &mut [f32], x: &[f32], nonlinearity: Nonlinearity) {
+    use math::sigmoid;
+    let (gate, up) = x.split_at(out.len());
+    match nonlinearity {
+        Nonlinearity::Plain(activation) => {
+            out.copy_from_slice(gate);
+            activate(out, activation);
+        }
+        Nonlinearity::Gated(activation) => {
+            out.copy_from_slice(gate);
+            activate(out, activation);
+            out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
+        }
+        Nonlinearity::ClampedSwiglu { alpha, limit } => {
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                let (gate, up) = (gate.min(limit), up.max(-limit).min(limit));
+                *out = gate * sigmoid(alpha * gate) * (up + 1.0);
+            }
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::super::spec::{
     Activation, Attention, AttentionShape, Decoder, Embedding, FeedForward, Head, Layer, Layout,
-    Linear, Norm, TensorSource,
+    Linear, Nonlinearity, Norm, NormKind, TensorSource,
 };
 use super::super::{DecoderSource, GenerationSettings, ModelDescription, ModelError, file_name};
 use super::json::Json;
@@ -214,8 +214,9 @@ pub(super) fn decoder(
     let Config { hidden, intermediate, vocab_size, .. } = *config;
     let vector = |name: String, width| TensorSource::vector(in_file(name), width);
     let norm = |name: String| Norm {
+        kind: NormKind::LayerNorm,
         weight: vector(format!("{name}.weight"), hidden),
-        bias: vector(format!("{name}.bias"), hidden),
+        bias: Some(vector(format!("{name}.bias"), hidden)),
         eps: config.eps,
     };
     let linear = |name: String, outputs: usize, inputs: usize| {
@@ -230,15 +231,22 @@ pub(super) fn decoder(
         Layer {
             attention: Attention {
                 norm: norm(name(names.attention_norm)),
-                qkv: linear(name(names.qkv), 3 * hidden, hidden),
+                qkv: vec![linear(name(names.qkv), 3 * hidden, hidden)],
+                query_norm: None,
+                key_norm: None,
+                rope: None,
+                sinks: None,
                 output: linear(name(names.attention_output), hidden, hidden),
+                post_norm: None,
                 shape: attention_shape(config, index),
             },
             feed_forward: FeedForward {
                 norm: norm(name(names.feed_forward_norm)),
-                up: linear(name(names.up), intermediate, hidden),
-                activation: config.activation,
+                router: None,
+                up: vec![linear(name(names.up), intermediate, hidden)],
+                nonlinearity: Nonlinearity::Plain(config.activation),
                 down: linear(name(names.down), hidden, intermediate),
+                post_norm: None,
                 intermediate,
             },
         }
@@ -252,13 +260,16 @@ pub(super) fn decoder(
         embedding: Embedding {
             tokens: matrix(names.tokens, vocab_size),
             vocab_size,
+            scale: 1.0,
             positions: Some(matrix(names.positions, config.context_length)),
         },
+        ropes: Vec::new(),
         layers: (0..config.layers).map(layer).collect(),
         final_norm: norm(names.final_norm.to_string()),
         head: Head {
             weight: config.head_rows.map(|rows| matrix(names.head, rows)),
             rows: config.head_rows.unwrap_or(vocab_size),
+            soft_cap: None,
         },
     }
 }
@@ -278,6 +289,7 @@ fn attention_shape(config: &Config, layer: usize) -> AttentionShape {
         head_dim,
         scale: scale as f32,
         window: None,
+        soft_cap: None,
     }
 }
 

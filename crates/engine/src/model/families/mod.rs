@@ -30,6 +30,9 @@ pub struct GgufForm {
     /// The decoder with the names of the tensors in the file. Its weights come in the same order as those of the
     /// decoder that the model was read to.
     pub decoder: DecoderSource,
+    /// How the weights are read from the checkpoint that is converted, where the GGUF file has them in another order
+    /// than the decoder that the model was read to.
+    pub source: Option<DecoderSource>,
 }
 
 /// The keys of the ids that end an answer.
