@@ -64,7 +64,7 @@ impl<M, V> Attention<M, V> {
     ) -> Result<Attention<F::Matrix, F::Vector>, F::Error> {
         Ok(Attention {
             norm: self.norm.map(map)?,
-            qkv: map_linears(&self.qkv, map)?,
+            qkv: self.qkv.iter().map(|linear| linear.map(map)).collect::<Result<_, _>>()?,
             query_norm: map_optional(&self.query_norm, map)?,
             key_norm: map_optional(&self.key_norm, map)?,
             rope: self.rope,
@@ -91,7 +91,7 @@ impl<M, V> FeedForward<M, V> {
         Ok(FeedForward {
             norm,
             router,
-            up: map_linears(&self.up, map)?,
+            up: self.up.iter().map(|linear| linear.map(map)).collect::<Result<_, _>>()?,
             nonlinearity: self.nonlinearity,
             down: self.down.map(map)?,
             post_norm: map_optional(&self.post_norm, map)?,
@@ -109,13 +109,6 @@ impl<M, V> Linear<M, V> {
         let bias = self.bias.as_ref().map(|bias| map.vector(bias)).transpose()?;
         Ok(Linear { weight, bias })
     }
-}
-
-fn map_linears<M, V, F: MapWeights<M, V>>(
-    linears: &[Linear<M, V>],
-    map: &mut F,
-) -> Result<Vec<Linear<F::Matrix, F::Vector>>, F::Error> {
-    linears.iter().map(|linear| linear.map(map)).collect()
 }
 
 impl<V> Norm<V> {
