@@ -21,7 +21,8 @@ MIN_MARGIN = 1e-2
 
 @dataclass(frozen=True)
 class Gguf:
-    """One GGUF file made from a variant. `share` says that its weights are the checkpoint's, bit for bit."""
+    """One GGUF file made from a variant. `share` says that its weights are the checkpoint's, bit for bit: those of F32 files, and
+    of files that keep the types of the checkpoint (`exact`)."""
 
     stem: str
     dtype: str = "F32"
@@ -29,19 +30,20 @@ class Gguf:
     alignment: int = 32
     max_tensors: int = 0
     tokenizer: str | None = None
+    exact: bool = False
     notes: str = ""
 
     @property
     def share(self) -> bool:
-        return self.dtype == "F32"
+        return self.exact or self.dtype == "F32"
 
 
 @dataclass(frozen=True)
 class Variant:
     """One tiny checkpoint: what its config sets, how it is stored, and which sequences go through it.
 
-    `sequences` are pairs: how many tokens are given, and how many greedy tokens continue them (0 for none). Without
-    `store_checkpoint` only the GGUF files are kept.
+    `sequences` are pairs: how many tokens are given, and how many greedy tokens continue them (0 for none). `copies` are pairs
+    of a layout and its notes: directories with the same weights. Without `store_checkpoint` only the GGUF files are kept.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Variant:
     layout: str = "plain"
     sequences: tuple[tuple[int, int], ...] = ((40, 20), (1, 16))
     gguf: tuple[Gguf, ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()
     store_checkpoint: bool = True
 
 

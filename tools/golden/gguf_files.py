@@ -10,7 +10,7 @@ from common import GOLDEN, Gguf
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "BF16": gguf.LlamaFileType.MOSTLY_BF16, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "MXFP4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
 }
 
 
@@ -21,7 +21,7 @@ def write(family, variant, file: Gguf, weights: dict[str, np.ndarray]) -> list[P
         if old.stem == stem or old.stem.startswith(stem + "-0"):
             old.unlink()
     config = family.config(variant)
-    writer = gguf.GGUFWriter(GOLDEN / f"{stem}.gguf", family.FAMILY, split_max_tensors=file.max_tensors)
+    writer = gguf.GGUFWriter(GOLDEN / f"{stem}.gguf", getattr(family, "GGUF_ARCHITECTURE", family.FAMILY), split_max_tensors=file.max_tensors)
     writer.add_name(stem)
     writer.add_file_type(_FILE_TYPES[file.dtype])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -31,11 +31,9 @@ def write(family, variant, file: Gguf, weights: dict[str, np.ndarray]) -> list[P
     if file.tokenizer:
         writer.add_tokenizer_model(file.tokenizer)
         writer.add_vocab_size(config.vocab_size)
-    separate_head = not np.array_equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
-    for ours, (theirs, transposed) in family.gguf_names(config, separate_head).items():
-        value = np.ascontiguousarray(weights[ours].T if transposed else weights[ours])
-        dtype = gguf.GGMLQuantizationType[family.gguf_type(theirs, file.dtype)]
-        writer.add_tensor(theirs, gguf.quantize(value, dtype), raw_dtype=dtype)
+    for name, value in family.gguf_tensors(config, weights).items():
+        dtype = gguf.GGMLQuantizationType[family.gguf_type(name, file.dtype)]
+        writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(value), dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -57,9 +55,4 @@ def read(family, variant, parts: list[Path]) -> dict[str, np.ndarray]:
         for tensor in gguf.GGUFReader(part).tensors:
             value = gguf.dequantize(tensor.data, tensor.tensor_type)
             stored[tensor.name] = np.array(value, np.float32).reshape([int(n) for n in reversed(tensor.shape)])
-    names = family.gguf_names(family.config(variant), "output.weight" in stored)
-    weights = {ours: np.ascontiguousarray(stored.pop(theirs).T if transposed else stored.pop(theirs))
-               for ours, (theirs, transposed) in names.items()}
-    assert not stored, f"unexpected tensors: {sorted(stored)}"
-    weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
-    return weights
+    return family.from_gguf_tensors(family.config(variant), stored)

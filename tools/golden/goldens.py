@@ -4,7 +4,7 @@ import importlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import gguf_files
 from common import GOLDEN, MAX_ERROR, MIN_MARGIN, SHARP, Variant, relative_l2, rng, save_json, save_tensors
 
 _GGUF_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-COMMAND = "python tools/golden/make.py {family} --only {name}"
+COMMAND = "python tools/golden/make.py {module} --only {name}"
 
 
 @dataclass
@@ -37,8 +37,9 @@ def load(family, directory: Path, dtype: torch.dtype):
     """What a user of `transformers` gets from this directory."""
     model_class = getattr(transformers, family.MODEL_CLASS)
     # Eager attention where it can be: only there does reorder_and_upcast_attn choose its own code (float32 by definition).
-    attention = "eager" if dtype == torch.float32 else "sdpa"
-    model, info = model_class.from_pretrained(directory, dtype=dtype, attn_implementation=attention, output_loading_info=True)
+    attention = getattr(family, "ATTENTION", "eager" if dtype == torch.float32 else "sdpa")
+    options = family.load_options(directory) if hasattr(family, "load_options") else {}
+    model, info = model_class.from_pretrained(directory, dtype=dtype, attn_implementation=attention, output_loading_info=True, **options)
     assert not info["missing_keys"] and not info["mismatched_keys"], info
     family.exact_activations(model)
     return model.eval()
@@ -90,7 +91,7 @@ def measure(family, variant: Variant, name: str, directory: Path, weights, notes
     config = family.config(variant)
     model, exact = load(family, directory, torch.float32), load(family, directory, torch.float64)
     tensors, lead = sequences(family, variant, name, model, exact, config.vocab_size, config.eos_token_id)
-    save_tensors(golden, tensors, COMMAND.format(family=family.FAMILY, name=variant.name))
+    save_tensors(golden, tensors, COMMAND.format(module=family.__name__, name=variant.name))
 
     prompts = [tensors[f"tokens.{i}"] for i in range(len(variant.sequences))]
     wrong = importlib.import_module(family.__name__ + "_wrong")
@@ -107,12 +108,15 @@ def measure(family, variant: Variant, name: str, directory: Path, weights, notes
     return result
 
 
-def save_model(family, variant: Variant, weights: dict[str, np.ndarray], directory: Path) -> None:
+def save_model(family, variant: Variant, weights: dict[str, np.ndarray], directory: Path, layout: str | None = None) -> None:
     """A directory in Hugging Face layout, by `save_pretrained` wherever that can still write the layout."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    config = family.config(variant)
-    if variant.layout == "old-names":
+    config, layout = family.config(variant), layout or variant.layout
+    if hasattr(family, "save") and family.save(variant, config, weights, directory, layout):
+        _open_to_all(directory)
+        return
+    if layout == "old-names":
         old, tensors = family.old_checkpoint(config, weights)
         save_json(directory / "config.json", old, indent=2)
         save_torch({k: torch.from_numpy(v) for k, v in tensors.items()}, directory / "model.safetensors", metadata={"format": "pt"})
@@ -122,14 +126,14 @@ def save_model(family, variant: Variant, weights: dict[str, np.ndarray], directo
     tied = config.tie_word_embeddings
     model.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items() if not (tied and k == "lm_head.weight")}, strict=not tied)
     model = model.to(getattr(torch, variant.dtype))
-    model.save_pretrained(directory, max_shard_size="80KB" if variant.layout == "sharded" else "1GB")
+    model.save_pretrained(directory, max_shard_size="80KB" if layout == "sharded" else "1GB")
     (directory / "generation_config.json").unlink(missing_ok=True)
-    if variant.layout in ("head-copy", "other-head"):
+    if layout in ("head-copy", "other-head"):
         file = directory / "model.safetensors"
         tensors = load_torch(file)
         tensors["lm_head.weight"] = torch.from_numpy(weights["lm_head.weight"]).to(model.dtype).clone()
         save_torch(tensors, file, metadata={"format": "pt"})
-    if variant.layout == "sharded":
+    if layout == "sharded" and hasattr(family, "causal_masks"):
         _add_masks(directory, family.causal_masks(config, "transformer.", np.uint8))
     _open_to_all(directory)
 
@@ -151,6 +155,8 @@ def _add_masks(directory: Path, masks: dict[str, np.ndarray]) -> None:
 
 def stored_weights(family, variant: Variant, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights after rounding to the type they are stored in."""
+    if hasattr(family, "stored"):
+        return family.stored(variant, weights)
     dtype = getattr(torch, variant.dtype)
     return {k: torch.from_numpy(v).to(dtype).float().numpy() for k, v in weights.items()}
 
@@ -171,6 +177,9 @@ def make(family, only: set[str]) -> tuple[list[dict], list[Result]]:
             save_model(family, variant, weights, directory)
             results.append(measure(family, variant, stem, directory, weights, variant.notes, variant.dtype, golden))
             cases.append(_case(family, stem, directory, golden, _GGUF_TYPES[variant.dtype], variant.notes))
+        for layout, notes in variant.copies:
+            save_model(family, variant, weights, directory.with_name(f"{stem}-{layout}"), layout)
+            cases.append(_case(family, f"{stem}-{layout}", directory.with_name(f"{stem}-{layout}"), golden, _GGUF_TYPES[variant.dtype], notes))
         for file in variant.gguf:
             parts = gguf_files.write(family, variant, file, weights)
             stored = gguf_files.read(family, variant, parts)
@@ -181,7 +190,8 @@ def make(family, only: set[str]) -> tuple[list[dict], list[Result]]:
             else:
                 golden_of_file = GOLDEN / f"{name}.golden.safetensors"
                 with tempfile.TemporaryDirectory() as temporary:
-                    save_model(family, variant, stored, Path(temporary))
+                    # As float32, whatever the types of the variant: the file's values must survive.
+                    save_model(family, replace(variant, dtype="float32", layout="plain"), stored, Path(temporary))
                     results.append(measure(family, variant, name, Path(temporary), stored, file.notes, file.dtype, golden_of_file))
             cases.append(_case(family, name, parts[0], golden_of_file, file.dtype, f"{file.notes} ({variant.notes})" if file.share else file.notes))
     return cases, results

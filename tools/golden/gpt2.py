@@ -217,7 +217,23 @@ _GGUF_NAMES = {
 }
 
 
-def gguf_names(c: GPT2Config, separate_head: bool) -> dict[str, tuple[str, bool]]:
+def gguf_tensors(c: GPT2Config, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    separate_head = not np.array_equal(weights["lm_head.weight"], weights["transformer.wte.weight"])
+    names = _gguf_names(c, separate_head)
+    return {theirs: weights[ours].T if transposed else weights[ours] for ours, (theirs, transposed) in names.items()}
+
+
+def from_gguf_tensors(c: GPT2Config, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights of the file under our names."""
+    names = _gguf_names(c, "output.weight" in stored)
+    weights = {ours: np.ascontiguousarray(stored.pop(theirs).T if transposed else stored.pop(theirs))
+               for ours, (theirs, transposed) in names.items()}
+    assert not stored, f"unexpected tensors: {sorted(stored)}"
+    weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
+    return weights
+
+
+def _gguf_names(c: GPT2Config, separate_head: bool) -> dict[str, tuple[str, bool]]:
     """Our name -> (GGUF name, whether the file holds the transpose)."""
     names = {"transformer.wte.weight": ("token_embd.weight", False), "transformer.wpe.weight": ("position_embd.weight", False)}
     for layer in range(c.n_layer):

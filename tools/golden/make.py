@@ -1,7 +1,8 @@
 """Makes testdata/. See README.md beside this file.
 
-    python tools/golden/make.py gpt2            every GPT-2 golden, index.json and the report
+    python tools/golden/make.py gpt2            every GPT-2 golden, their part of index.json and their report
     python tools/golden/make.py gpt2 --only base one variant, measured and rewritten; index and report stay
+    python tools/golden/make.py families        every family
     python tools/golden/make.py quant           testdata/quant
     python tools/golden/make.py tokenizer       testdata/tokenizer
     python tools/golden/make.py all
@@ -9,6 +10,7 @@
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
@@ -18,33 +20,40 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
 logging.disable(logging.WARNING)
 
-FAMILIES = ["gpt2"]
+# In the order of index.json.
+FAMILIES = ["gpt2", "gpt_oss"]
 
 
 def families(names: list[str], only: set[str]) -> int:
     import goldens
     import report
-    from common import GOLDEN, save_json
-
-    cases, results, faults = [], [], []
+    faults = []
     for name in FAMILIES:
         if name in names:
             family = importlib.import_module(name)
             unknown = only - {v.name for v in family.VARIANTS}
             if unknown:
                 sys.exit(f"{name} has no variant {', '.join(sorted(unknown))}")
-            made = goldens.make(family, only)
-            cases += made[0]
-            results += made[1]
-    for result in results:
-        weakest = min(result.mistakes, key=result.mistakes.get)
-        print(f"{result.name:28} error {result.error:.1e}  margin {result.margin:.3f}  weakest {result.mistakes[weakest]:.4f} {weakest}")
-        faults += goldens.weak(result)
+            cases, results = goldens.make(family, only)
+            for result in results:
+                weakest = min(result.mistakes, key=result.mistakes.get)
+                print(f"{result.name:28} error {result.error:.1e}  margin {result.margin:.3f}  weakest {result.mistakes[weakest]:.4f} {weakest}")
+                faults += goldens.weak(result)
+            if not only:
+                index(family.FAMILY, cases)
+                report.write(family.FAMILY, results)
     print("\n".join(faults))
-    if not only and set(names) == set(FAMILIES):
-        save_json(GOLDEN / "index.json", cases)
-        report.write(results)
     return 1 if faults else 0
+
+
+def index(family: str, cases: list[dict]) -> None:
+    """Puts the cases of one family into index.json, in the place of those that were there."""
+    from common import GOLDEN, save_json
+
+    file = GOLDEN / "index.json"
+    others = [case for case in json.loads(file.read_text()) if case["family"] != family] if file.exists() else []
+    order = {name.replace("_", "-"): place for place, name in enumerate(FAMILIES)}
+    save_json(file, sorted(others + cases, key=lambda case: order[case["family"]]))
 
 
 def main() -> int:
