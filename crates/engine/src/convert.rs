@@ -14,7 +14,7 @@ use crate::format::gguf::{
     Existing, Metadata, TensorHeader, Writer, check_destination, file_type, keeps_f32,
 };
 use crate::format::{Checkpoint, DType, FormatError, Source, hugging_face};
-use crate::model::families::{self, GGUF_END_TOKENS, GgufForm};
+use crate::model::families::{self, Factors, GGUF_END_TOKENS, GgufForm};
 use crate::model::spec::{MapWeights, TensorSource};
 use crate::model::weights::{read, stored_type};
 use crate::model::{DecoderSource, ModelDescription, ModelError, describe, gguf_tokenizer};
@@ -78,7 +78,7 @@ pub fn convert(
     check_destination(destination, existing)?;
 
     let mut description = describe(&checkpoint)?;
-    let GgufForm { mut metadata, decoder: mut target, mut source } =
+    let GgufForm { mut metadata, decoder: mut target, mut source, factors } =
         families::to_gguf(&checkpoint, files)?;
     if head_is_embedding(&checkpoint, &description.decoder) {
         description.decoder.head.weight = None;
@@ -92,8 +92,10 @@ pub fn convert(
             .into_iter()
             .zip(weights(&target))
             .collect();
-    let tensors: Vec<TensorHeader> =
-        pairs.iter().map(|(from, to)| header(&checkpoint, from, to)).collect::<Result<_, _>>()?;
+    let mut tensors: Vec<TensorHeader> = factors.iter().map(factors_header).collect();
+    for (from, to) in &pairs {
+        tensors.push(header(&checkpoint, from, to)?);
+    }
 
     let rows = target.embedding.vocab_size;
     add_metadata(&mut metadata, files, &description, rows)?;
@@ -110,7 +112,10 @@ pub fn convert(
             Ok(())
         })
     };
-    for ((from, _), header) in pairs.iter().zip(&tensors) {
+    for factors in &factors {
+        write(&factors_bytes(factors))?;
+    }
+    for ((from, _), header) in pairs.iter().zip(&tensors[factors.len()..]) {
         write_tensor(&checkpoint, from, header, &mut write)?;
     }
     writer.finish()?;
@@ -170,6 +175,17 @@ pub(crate) fn weights(decoder: &DecoderSource) -> Vec<TensorSource> {
         Ok(_) => all.0,
         Err(never) => match never {},
     }
+}
+
+/// What a file says about a vector that is no weight.
+pub(crate) fn factors_header(factors: &Factors) -> TensorHeader {
+    let shape = vec![factors.values.len()];
+    TensorHeader { name: factors.name.clone(), dtype: DType::F32, shape }
+}
+
+/// Its bytes.
+pub(crate) fn factors_bytes(factors: &Factors) -> Vec<u8> {
+    factors.values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn header(
@@ -241,7 +257,7 @@ fn add_metadata(
                 found: format!("{ends:?}"),
             });
         }
-        no_vocabulary(metadata, description.family, rows);
+        no_vocabulary(metadata, rows)?;
         for (key, id) in GGUF_END_TOKENS.iter().zip(ends) {
             metadata.set(key, *id);
         }
@@ -250,9 +266,11 @@ fn add_metadata(
 }
 
 /// Says that there is no tokenizer, as llama.cpp wants it said.
-pub(crate) fn no_vocabulary(metadata: &mut Metadata, family: &str, rows: usize) {
+pub(crate) fn no_vocabulary(metadata: &mut Metadata, rows: usize) -> Result<(), FormatError> {
+    let key = format!("{}.vocab_size", metadata.architecture()?);
     metadata.set("tokenizer.ggml.model", "no_vocab");
-    metadata.set(&format!("{family}.vocab_size"), u32::try_from(rows).unwrap_or(u32::MAX));
+    metadata.set(&key, u32::try_from(rows).unwrap_or(u32::MAX));
+    Ok(())
 }
 
 /// Writes one tensor in rows of one output each, in its new type.

@@ -123,6 +123,30 @@ pub(crate) fn read(
     Ok(HostMatrix { rows: source.rows, cols: source.cols, dtype, bytes })
 }
 
+/// The numbers of a vector that configures a model, checked and read.
+///
+/// # Errors
+/// When it is missing, or has another shape or a type that we cannot run.
+pub(crate) fn read_vector(
+    checkpoint: &Checkpoint,
+    source: &TensorSource,
+) -> Result<Vec<f32>, ModelError> {
+    Check { checkpoint }.check(source)?;
+    numbers(checkpoint, source)
+}
+
+/// The numbers of a checked vector.
+fn numbers(checkpoint: &Checkpoint, source: &TensorSource) -> Result<Vec<f32>, ModelError> {
+    let stored = read(checkpoint, source)?;
+    let mut vector = vec![0.0; source.cols];
+    quant::dequantize(stored.dtype, &stored.bytes, &mut vector)
+        .expect("the type and the length were checked before");
+    if source.plus != 0.0 {
+        vector.iter_mut().for_each(|element| *element += source.plus);
+    }
+    Ok(vector)
+}
+
 /// The rows that the weight wants, in its order.
 fn in_order(all: Bytes, dtype: DType, source: &TensorSource) -> Bytes {
     if source.order == Rows::All {
@@ -186,15 +210,8 @@ impl<B: Backend> MapWeights<TensorSource, TensorSource> for Load<'_, B> {
     }
 
     fn vector(&mut self, source: &TensorSource) -> Result<B::Vector, ModelError> {
-        let stored = read(self.checkpoint, source)?;
-        let mut vector = vec![0.0; source.cols];
-        quant::dequantize(stored.dtype, &stored.bytes, &mut vector)
-            .expect("the type and the length were checked before");
-        if source.plus != 0.0 {
-            vector.iter_mut().for_each(|element| *element += source.plus);
-        }
-        let vector = self.backend.vector(vector);
-        (self.loaded)(stored.bytes.len());
+        let vector = self.backend.vector(numbers(self.checkpoint, source)?);
+        (self.loaded)(stored_bytes(self.checkpoint, source));
         Ok(vector)
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::convert::{no_vocabulary, weights};
+use crate::convert::{factors_bytes, factors_header, no_vocabulary, weights};
 use crate::format::gguf::{Existing, TensorHeader, Writer, file_type, fitting, keeps_f32};
 use crate::format::{DType, FormatError};
 use crate::model::families;
@@ -61,7 +61,7 @@ pub fn synth(
     existing: Existing,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Fallback>, SynthError> {
-    let Some((family, form)) = families::shape(shape) else {
+    let Some(form) = families::shape(shape) else {
         return Err(SynthError::UnknownShape { found: shape.to_string() });
     };
     let mut metadata = form.metadata;
@@ -72,7 +72,7 @@ pub fn synth(
     if dtype.block_size() > 1 {
         metadata.set("general.quantization_version", 2u32);
     }
-    no_vocabulary(&mut metadata, family, form.decoder.embedding.vocab_size);
+    no_vocabulary(&mut metadata, form.decoder.embedding.vocab_size)?;
 
     let mut fallbacks = Vec::new();
     let tensors: Vec<TensorHeader> = weights(&form.decoder)
@@ -90,7 +90,12 @@ pub fn synth(
     let fillings =
         tensors.iter().map(Filling::new).collect::<Result<Vec<_>, crate::quant::QuantError>>()?;
 
-    let mut writer = Writer::create(destination, existing, &metadata, &tensors)?;
+    let factors = form.factors.iter().map(factors_header);
+    let headers: Vec<TensorHeader> = factors.chain(tensors.iter().cloned()).collect();
+    let mut writer = Writer::create(destination, existing, &metadata, &headers)?;
+    for factors in &form.factors {
+        writer.write(&factors_bytes(factors))?;
+    }
     let lengths: Vec<usize> = tensors.iter().filter_map(TensorHeader::byte_len).collect();
     let (mut done, total) = (0, lengths.iter().map(|bytes| *bytes as u64).sum());
     let mut buffer = vec![0; CHUNK * CHUNKS];

@@ -9,6 +9,7 @@ use super::super::spec::{
 };
 use super::super::{DecoderSource, GenerationSettings, ModelDescription, ModelError, file_name};
 use super::json::Json;
+use super::numbers::activation;
 use crate::format::{Checkpoint, gguf};
 
 /// The numbers of a GPT-2, whichever file they come from.
@@ -160,29 +161,10 @@ pub(super) fn hugging_face_config(
         layers: config.required_size("n_layer")?,
         heads: config.required_size("n_head")?,
         eps: config.f32("layer_norm_epsilon")?.unwrap_or(1e-5),
-        activation: activation(config)?,
+        activation: activation(config, "activation_function", "gelu_new")?,
         scale_attention: config.bool("scale_attn_weights")?.unwrap_or(true),
         scale_by_layer: config.bool("scale_attn_by_inverse_layer_idx")?.unwrap_or(false),
         head_rows: own_head.then_some(vocab_size),
-    })
-}
-
-/// The names that `transformers` has for the activations we know.
-fn activation(config: &Json) -> Result<Activation, ModelError> {
-    Ok(match config.string("activation_function")?.unwrap_or("gelu_new") {
-        "gelu" | "gelu_python" => Activation::GeluErf,
-        "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => {
-            Activation::GeluTanh
-        }
-        "quick_gelu" => Activation::GeluSigmoid,
-        "relu" => Activation::Relu,
-        "silu" | "swish" => Activation::Silu,
-        "tanh" => Activation::Tanh,
-        other => {
-            let known =
-                "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, silu or tanh";
-            return Err(config.error("activation_function", known, other));
-        }
     })
 }
 

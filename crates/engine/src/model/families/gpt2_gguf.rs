@@ -74,5 +74,10 @@ fn form(config: &Config) -> GgufForm {
         metadata.set(key, u32::try_from(number).unwrap_or(u32::MAX));
     }
     metadata.set("gpt2.attention.layer_norm_epsilon", config.eps);
-    GgufForm { metadata, decoder: decoder(config, &GGUF, &|name| name), source: None }
+    GgufForm {
+        metadata,
+        decoder: decoder(config, &GGUF, &|name| name),
+        source: None,
+        factors: Vec::new(),
+    }
 }

@@ -7,13 +7,22 @@ use std::path::PathBuf;
 /// A JSON object that came from a file.
 pub struct Json<'a> {
     path: PathBuf,
+    /// The keys that lead to it, each with a dot after it.
+    within: String,
     map: &'a Map<String, Value>,
 }
 
 impl<'a> Json<'a> {
     /// The object `map` of the file at `path`.
     pub fn new(path: PathBuf, map: &'a Map<String, Value>) -> Self {
-        Json { path, map }
+        Json { path, within: String::new(), map }
+    }
+
+    /// The object at `key`.
+    pub fn object(&self, key: &str) -> Result<Option<Json<'a>>, ModelError> {
+        let map = self.typed(key, "an object", Value::as_object)?;
+        let (path, within) = (self.path.clone(), format!("{}{key}.", self.within));
+        Ok(map.map(|map| Json { path, within, map }))
     }
 
     /// What errors call the file.
@@ -30,7 +39,7 @@ impl<'a> Json<'a> {
     pub fn error(&self, key: &str, expected: &str, found: impl ToString) -> ModelError {
         ModelError::Configuration {
             file: self.file(),
-            key: key.to_string(),
+            key: format!("{}{key}", self.within),
             expected: expected.to_string(),
             found: found.to_string(),
         }
@@ -39,6 +48,16 @@ impl<'a> Json<'a> {
     /// The value at `key`; `null` is as good as nothing.
     fn value(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether there is a value that is not `null`.
+    pub fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// Whether there is a value that is `null`.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
     }
 
     fn typed<T>(
@@ -72,6 +91,29 @@ impl<'a> Json<'a> {
     pub fn f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
         self.typed(key, "a number", |value| {
             value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
+        })
+    }
+
+    /// A finite number.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        self.typed(key, "a number", |value| value.as_f64().filter(|number| number.is_finite()))
+    }
+
+    /// A list of numbers.
+    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, ModelError> {
+        self.typed(key, "a list of numbers", |value| {
+            value
+                .as_array()?
+                .iter()
+                .map(|value| value.as_f64().map(|number| number as f32))
+                .collect()
+        })
+    }
+
+    /// A list of strings.
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, ModelError> {
+        self.typed(key, "a list of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect()
         })
     }
 

@@ -1,8 +1,15 @@
 //! The model families: each file maps a checkpoint's configuration and tensor names to a decoder.
 
+mod decoder;
 mod gpt2;
 mod gpt2_gguf;
 mod json;
+mod keys;
+mod llama;
+mod llama_gguf;
+mod mistral;
+mod numbers;
+mod rope;
 
 use super::{DecoderSource, ModelDescription, ModelError, file_name};
 use crate::format::{Checkpoint, gguf, hugging_face};
@@ -10,10 +17,10 @@ use json::Json;
 
 /// One family: how it is called in each format, and how it is read from it.
 struct Family {
-    /// `general.architecture` in GGUF.
-    gguf: &'static str,
+    /// `general.architecture` in GGUF; none for a family that is part of another one there.
+    gguf: &'static [&'static str],
     /// `model_type` in `config.json`.
-    hugging_face: &'static str,
+    hugging_face: &'static [&'static str],
     from_gguf: fn(&Checkpoint, &gguf::Metadata) -> Result<ModelDescription, ModelError>,
     from_hugging_face: fn(&Checkpoint, &Json) -> Result<ModelDescription, ModelError>,
     to_gguf: fn(&Checkpoint, &Json) -> Result<GgufForm, ModelError>,
@@ -33,25 +40,60 @@ pub struct GgufForm {
     /// How the weights are read from the checkpoint that is converted, where the GGUF file has them in another order
     /// than the decoder that the model was read to.
     pub source: Option<DecoderSource>,
+    /// What is in the file beside the weights.
+    pub factors: Vec<Factors>,
+}
+
+/// A vector of a GGUF file that is part of a model's configuration: the divisors of a rotation.
+pub struct Factors {
+    /// The tensor.
+    pub name: String,
+    /// One for each pair.
+    pub values: Vec<f32>,
 }
 
 /// The keys of the ids that end an answer.
 pub const GGUF_END_TOKENS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-const FAMILIES: &[Family] = &[Family {
-    gguf: "gpt2",
-    hugging_face: "gpt2",
-    from_gguf: gpt2::from_gguf,
-    from_hugging_face: gpt2::from_hugging_face,
-    to_gguf: gpt2_gguf::from_hugging_face,
-    shapes: gpt2_gguf::shapes,
-    shape: gpt2_gguf::shape,
-}];
+const FAMILIES: &[Family] = &[
+    Family {
+        gguf: &["gpt2"],
+        hugging_face: &["gpt2"],
+        from_gguf: gpt2::from_gguf,
+        from_hugging_face: gpt2::from_hugging_face,
+        to_gguf: gpt2_gguf::from_hugging_face,
+        shapes: gpt2_gguf::shapes,
+        shape: gpt2_gguf::shape,
+    },
+    Family {
+        gguf: &["llama"],
+        hugging_face: &["llama"],
+        from_gguf: llama::from_gguf,
+        from_hugging_face: llama::from_hugging_face,
+        to_gguf: llama_gguf::from_hugging_face,
+        shapes: llama_gguf::shapes,
+        shape: llama_gguf::shape,
+    },
+    // GGUF files of Mistral have the architecture llama.
+    Family {
+        gguf: &[],
+        hugging_face: &["mistral"],
+        from_gguf: llama::from_gguf,
+        from_hugging_face: mistral::from_hugging_face,
+        to_gguf: mistral::to_gguf,
+        shapes: mistral::shapes,
+        shape: mistral::shape,
+    },
+];
 
-/// The names of all families, as GGUF has them.
+/// The names of all families, in either format.
 pub fn names() -> Vec<&'static str> {
-    FAMILIES.iter().map(|family| family.gguf).collect()
+    let mut names: Vec<_> =
+        FAMILIES.iter().flat_map(|f| [f.gguf, f.hugging_face].concat()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The names of all published sizes, for [`shape`].
@@ -59,9 +101,9 @@ pub fn shapes() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|family| (family.shapes)()).collect()
 }
 
-/// The family and the GGUF form of a published size.
-pub fn shape(name: &str) -> Option<(&'static str, GgufForm)> {
-    FAMILIES.iter().find_map(|family| Some((family.gguf, (family.shape)(name)?)))
+/// The GGUF form of a published size.
+pub fn shape(name: &str) -> Option<GgufForm> {
+    FAMILIES.iter().find_map(|family| (family.shape)(name))
 }
 
 /// Reads the description of a model from GGUF metadata.
@@ -70,7 +112,7 @@ pub fn from_gguf(
     metadata: &gguf::Metadata,
 ) -> Result<ModelDescription, ModelError> {
     let architecture = metadata.architecture()?;
-    let Some(family) = FAMILIES.iter().find(|family| family.gguf == architecture) else {
+    let Some(family) = FAMILIES.iter().find(|f| f.gguf.contains(&architecture)) else {
         return Err(ModelError::UnknownArchitecture {
             file: file_name(checkpoint),
             found: architecture.to_string(),
@@ -132,7 +174,7 @@ fn hugging_face_family(
     let config = Json::new(files.directory.join("config.json"), &files.config);
     let model_type =
         config.string("model_type")?.ok_or_else(|| config.missing("model_type", "a name"))?;
-    match FAMILIES.iter().find(|family| family.hugging_face == model_type) {
+    match FAMILIES.iter().find(|f| f.hugging_face.contains(&model_type)) {
         Some(family) => Ok((family, config)),
         None => Err(ModelError::UnknownArchitecture {
             file: config.file(),
