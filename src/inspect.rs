@@ -4,7 +4,8 @@ use crate::args::{InspectArgs, ModelArgs};
 use crate::open;
 use anyhow::Result;
 use oxgpt_engine::format::{Source, TensorInfo};
-use oxgpt_engine::model::Model;
+use oxgpt_engine::model::spec::Nonlinearity;
+use oxgpt_engine::model::{DecoderSource, Model};
 use oxgpt_engine::tokenizer::TokenizerMetadata;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,7 +26,11 @@ struct Report<'a> {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// How many of the latest positions a layer sees, with the number of such layers; null: all positions.
+    windows: Vec<(Option<usize>, usize)>,
+    positions: String,
     intermediate: usize,
+    experts: Option<Experts>,
     activation: String,
     vocab_size: usize,
     head: Head,
@@ -43,6 +48,12 @@ struct Report<'a> {
 struct Head {
     rows: usize,
     tied: bool,
+}
+
+#[derive(Serialize)]
+struct Experts {
+    count: usize,
+    chosen: usize,
 }
 
 /// How much of a model has one type.
@@ -131,8 +142,14 @@ fn report(model: &Model, list_tensors: bool) -> Report<'_> {
         heads: shape.heads,
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
+        windows: windows(decoder),
+        positions: positions(decoder),
+        experts: decoder.layers.iter().find_map(|layer| {
+            let router = layer.feed_forward.router.as_ref()?;
+            Some(Experts { count: router.experts, chosen: router.choice.count })
+        }),
         intermediate: layer.feed_forward.intermediate,
-        activation: format!("{:?}", layer.feed_forward.nonlinearity),
+        activation: activation(layer.feed_forward.nonlinearity),
         vocab_size: decoder.embedding.vocab_size,
         head: Head { rows: decoder.head.rows, tied: decoder.head.weight.is_none() },
         types,
@@ -148,6 +165,48 @@ fn report(model: &Model, list_tensors: bool) -> Report<'_> {
         metadata,
         tensors: list_tensors.then(|| tensors.iter().map(tensor_report).collect()),
     }
+}
+
+/// The windows of the layers, in the order of their first use.
+fn windows(decoder: &DecoderSource) -> Vec<(Option<usize>, usize)> {
+    let mut windows: Vec<(Option<usize>, usize)> = Vec::new();
+    for layer in &decoder.layers {
+        let window = layer.attention.shape.window;
+        match windows.iter_mut().find(|(known, _)| *known == window) {
+            Some((_, layers)) => *layers += 1,
+            None => windows.push((window, 1)),
+        }
+    }
+    windows
+}
+
+/// What a feed-forward part has between its products.
+fn activation(nonlinearity: Nonlinearity) -> String {
+    match nonlinearity {
+        Nonlinearity::Plain(activation) => format!("{activation:?}"),
+        Nonlinearity::Gated(activation) => format!("{activation:?}, gated"),
+        Nonlinearity::ClampedSwiglu { alpha, limit } => {
+            format!("SwiGLU of steepness {alpha}, clamped at {limit}")
+        }
+    }
+}
+
+/// How the model tells positions apart.
+fn positions(decoder: &DecoderSource) -> String {
+    if decoder.embedding.positions.is_some() {
+        return "learned".to_string();
+    }
+    let ropes = decoder.ropes.iter().map(|rope| {
+        let mut text = format!("rotary, {} pairs of {:?}", rope.pairs(), rope.style);
+        if rope.magnitude != 1.0 {
+            text += &format!(", times {}", rope.magnitude);
+        }
+        if let Some(longer) = &rope.longer {
+            text += &format!(", otherwise beyond {} positions", longer.than);
+        }
+        text
+    });
+    ropes.collect::<Vec<_>>().join("; ")
 }
 
 fn tokenizer_report(metadata: &TokenizerMetadata) -> TokenizerReport<'_> {
@@ -191,7 +250,16 @@ fn print(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
         report.heads, report.head_dim, report.kv_heads
     );
     line("attention", heads)?;
+    for (window, layers) in &report.windows {
+        if let Some(window) = window {
+            line("window", format!("the latest {window} positions, in {layers} layers"))?;
+        }
+    }
+    line("positions", report.positions.clone())?;
     line("feed-forward", format!("width {}, {}", report.intermediate, report.activation))?;
+    if let Some(Experts { count, chosen }) = report.experts {
+        line("experts", format!("{count}, of which {chosen} compute a token"))?;
+    }
     line("vocabulary", format!("{} tokens", report.vocab_size))?;
     let tied = if report.head.tied { ", the token embedding" } else { "" };
     line("head", format!("{} rows{tied}", report.head.rows))?;

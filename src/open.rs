@@ -1,10 +1,11 @@
 //! Opening the model that the command line names, and the engine that runs it.
 
 use crate::args::{DeviceArg, EngineArgs, ModelArgs};
+use crate::memory;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use oxgpt_engine::backend::cpu::simd::Isa;
-use oxgpt_engine::engine::{Device, Engine, EngineOptions};
+use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::tokenizer::Tokenizer;
 use std::path::Path;
@@ -98,10 +99,47 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
 
 /// Loads the weights with given options.
 pub fn load(model: &Model, options: &EngineOptions) -> Result<Engine> {
+    let options = &EngineOptions { context: context(model, options)?, ..options.clone() };
     let mut progress = Progress::new("loading");
     let engine = Engine::new(model, options, &mut |done, total| progress.update(done, total))?;
     progress.finish();
     Ok(engine)
+}
+
+/// The context that was asked for; without that, the model's own, or less where memory would not suffice for it.
+fn context(model: &Model, options: &EngineOptions) -> Result<Option<usize>> {
+    let Some(budget) = options.memory_limit.or_else(memory::available) else { return Ok(None) };
+    if options.context.is_some() {
+        return Ok(options.context);
+    }
+    let limit = model.description.decoder.context_length;
+    let total = |context| {
+        let options = EngineOptions { context: Some(context), ..options.clone() };
+        MemoryPlan::new(model, &options).map(|plan| plan.total())
+    };
+    let context = fitting_context(limit, budget, total)?;
+    if context < limit {
+        eprintln!(
+            "context: {context} positions, for which memory suffices, of the model's {limit} (--ctx sets it)"
+        );
+    }
+    Ok(Some(context))
+}
+
+/// Short enough for any machine that holds the weights; who has even less memory asks for less.
+const LEAST_CONTEXT: usize = 4096;
+
+/// The context of a model with `limit` positions, halved until its plan fits.
+fn fitting_context<E>(
+    limit: usize,
+    budget: u64,
+    total: impl Fn(usize) -> Result<u64, E>,
+) -> Result<usize, E> {
+    let mut context = limit;
+    while context > LEAST_CONTEXT && total(context)? > budget {
+        context = (context / 2).max(LEAST_CONTEXT);
+    }
+    Ok(context)
 }
 
 /// A progress bar for bytes that shows itself only where the work takes a while.
@@ -136,4 +174,19 @@ impl Progress {
 fn progress_bar(what: &'static str, total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {bar:32} {bytes}/{total_bytes} {eta}");
     ProgressBar::new(total).with_message(what).with_style(style.expect("the template is valid"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_is_halved_until_its_plan_fits() {
+        let total = |context| Ok::<_, ()>(1000 + 10 * context as u64);
+        assert_eq!(fitting_context(131_072, 2_000_000, total), Ok(131_072));
+        assert_eq!(fitting_context(131_072, 1_000_000, total), Ok(65_536));
+        assert_eq!(fitting_context(131_072, 1, total), Ok(LEAST_CONTEXT));
+        assert_eq!(fitting_context(1024, 1, total), Ok(1024));
+        assert_eq!(fitting_context(10_000, 1, total), Ok(LEAST_CONTEXT));
+    }
 }
