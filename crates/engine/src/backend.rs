@@ -62,11 +62,6 @@ pub trait Backend: Send {
     /// Room for `blocks` blocks of keys and values.
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Self::Kv;
 
-    /// Runs `work` where the backend's operations are cheap to call (on its own threads, say).
-    fn run<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
-        work(self)
-    }
-
     /// `out[r] = table[rows[r]] * scale`
     fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32], scale: f32);
     /// `out[r] += table[rows[r]]`

@@ -1,6 +1,7 @@
 //! The engine: submit requests, step, read events.
 
 use crate::backend::cpu::Cpu;
+use crate::backend::cpu::cores::physical_cores;
 use crate::backend::reference::Reference;
 use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
@@ -166,7 +167,7 @@ pub enum EngineError {
         /// How many.
         threads: usize,
         /// Why.
-        source: rayon::ThreadPoolBuildError,
+        source: std::io::Error,
     },
     /// Nothing to continue.
     #[error("the prompt is empty")]
@@ -494,10 +495,4 @@ fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, EngineError> 
         workspace: workspace.saturating_mul(element),
     };
     Ok(Planned { context, sequences, chunk, layout, groups, limits, plan })
-}
-
-/// Physical cores that this process may use: a second thread on a core gains nothing where memory is the limit.
-pub fn physical_cores() -> usize {
-    let available = std::thread::available_parallelism().map_or(1, usize::from);
-    num_cpus::get_physical().clamp(1, available)
 }

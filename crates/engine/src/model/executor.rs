@@ -59,9 +59,7 @@ pub fn load<B: Backend + 'static>(
 impl<B: Backend> Executor for Loaded<B> {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) {
         let Loaded { backend, decoder, layout, kv, scratch } = self;
-        backend.run(|backend| {
-            let out = forward(backend, decoder, layout, kv, batch, scratch);
-            backend.read(logits, out);
-        });
+        let out = forward(backend, decoder, layout, kv, batch, scratch);
+        backend.read(logits, out);
     }
 }

@@ -5,11 +5,10 @@
 
 use super::math::exp;
 use super::simd::Isa;
-use super::{Buffer, Kv, soft_cap};
+use super::{Buffer, Cpu, Kv, soft_cap};
 use crate::batch::{Batch, BlockTables};
 use crate::kv::BLOCK_SIZE;
 use crate::model::spec::AttentionShape;
-use rayon::prelude::*;
 
 impl Kv {
     /// Room for `blocks` blocks: keys and values each (blocks, kv_heads, BLOCK_SIZE, head_dim), so that the
@@ -50,7 +49,7 @@ impl Kv {
 /// See [`crate::backend::Backend::attend`].
 #[expect(clippy::too_many_arguments, reason = "what attention depends on")]
 pub fn attend(
-    isa: Isa,
+    cpu: &mut Cpu,
     out: &mut Buffer,
     qkv: &Buffer,
     kv: &Kv,
@@ -62,7 +61,8 @@ pub fn attend(
     let head_dim = shape.head_dim;
     out.set_shape(batch.rows(), shape.query_width());
     let sequences: Vec<usize> = batch.rows_with_sequence().map(|(_, sequence)| sequence).collect();
-    out.data.par_chunks_mut(head_dim).enumerate().for_each(|(index, out)| {
+    let isa = cpu.isa;
+    cpu.threads.for_each_chunk(&mut out.data, head_dim, |index, out| {
         let (row, head) = (index / shape.heads, index % shape.heads);
         let query = &qkv.row(row)[head * head_dim..][..head_dim];
         let position = batch.positions[row] as usize;

@@ -2,10 +2,12 @@
 
 mod attention;
 pub mod bandwidth;
+pub mod cores;
 mod experts;
 mod math;
 mod rotary;
 pub mod simd;
+pub mod threads;
 
 use super::{Backend, HostMatrix};
 use crate::batch::{Batch, BlockTables};
@@ -13,18 +15,21 @@ use crate::model::spec::{
     Activation, AttentionShape, Choice, Linear, Nonlinearity, Norm, NormKind, Rope,
 };
 use crate::quant;
-use rayon::prelude::*;
 use simd::{Isa, TILE_ROWS};
+use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use threads::Threads;
 
 /// Tokens that a block of a product keeps in the second-level cache.
 const TOKENS_PER_BLOCK: usize = 32;
 
+/// Elements below which an elementwise operation is not worth sharing: some microseconds of one thread.
+const ELEMENTS_PER_PIECE: usize = 8192;
+
 /// The CPU backend.
 pub struct Cpu {
     isa: Isa,
-    threads: Arc<rayon::ThreadPool>,
+    threads: Threads,
     /// A product before it is transposed: (outputs, tokens).
     product: Vec<f32>,
     /// One of several products whose outputs go side by side.
@@ -69,7 +74,7 @@ impl Cpu {
     ///
     /// # Errors
     /// When the threads cannot be started.
-    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn new(threads: usize) -> io::Result<Self> {
         Self::with_isa(threads, Isa::best())
     }
 
@@ -77,12 +82,9 @@ impl Cpu {
     ///
     /// # Errors
     /// When the threads cannot be started.
-    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("oxgpt-cpu-{index}"))
-            .build()?;
-        Ok(Cpu { isa, threads: Arc::new(pool), product: Vec::new(), part: Buffer::default() })
+    pub fn with_isa(threads: usize, isa: Isa) -> io::Result<Self> {
+        let threads = Threads::new(threads)?;
+        Ok(Cpu { isa, threads, product: Vec::new(), part: Buffer::default() })
     }
 
     /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
@@ -91,17 +93,17 @@ impl Cpu {
         out: &mut Buffer,
         x: &Buffer,
         weight: &HostMatrix,
-        store: impl Fn(&mut f32, usize, f32) + Send + Sync,
+        store: impl Fn(&mut f32, usize, f32) + Sync,
     ) {
         let (isa, tokens, outputs) = (self.isa, x.rows(), weight.rows);
         if tokens == 0 {
             return;
         }
         // A few pieces for each thread even out what the system does beside us; whole tiles waste no row.
-        let pieces = self.threads.current_num_threads() * 4;
+        let pieces = self.threads.count() * 4;
         let piece = outputs.div_ceil(pieces).next_multiple_of(TILE_ROWS);
         if tokens == 1 {
-            out.data.par_chunks_mut(piece).enumerate().for_each(|(index, out)| {
+            self.threads.for_each_chunk(&mut out.data, piece, |index, out| {
                 let mut product = [0.0; 64];
                 for (tile, out) in out.chunks_mut(product.len()).enumerate() {
                     let first = index * piece + tile * product.len();
@@ -120,10 +122,10 @@ impl Cpu {
         for (x, out) in blocks.zip(out.data.chunks_mut(TOKENS_PER_BLOCK * outputs)) {
             let tokens = x.len() / weight.cols;
             let product = &mut self.product[..outputs * tokens];
-            product.par_chunks_mut(piece * tokens).enumerate().for_each(|(index, product)| {
+            self.threads.for_each_chunk(product, piece * tokens, |index, product| {
                 isa.matmul_rows(product, weight, index * piece, x);
             });
-            out.par_chunks_mut(outputs).enumerate().for_each(|(token, out)| {
+            self.threads.for_each_chunk(out, outputs, |token, out| {
                 for (output, out) in out.iter_mut().enumerate() {
                     store(out, output, product[output * tokens + token]);
                 }
@@ -133,6 +135,17 @@ impl Cpu {
 }
 
 impl Cpu {
+    /// Calls `work` with the index of each row and the row, on as many threads as that many elements are worth.
+    fn for_each_row(&mut self, x: &mut Buffer, work: impl Fn(usize, &mut [f32]) + Sync) {
+        let width = x.width;
+        let rows = ELEMENTS_PER_PIECE.div_ceil(width);
+        self.threads.for_each_chunk(&mut x.data, rows * width, |piece, x| {
+            for (index, row) in x.chunks_exact_mut(width).enumerate() {
+                work(piece * rows + index, row);
+            }
+        });
+    }
+
     fn matmul_one(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
         match &linear.bias {
             Some(bias) => {
@@ -170,12 +183,6 @@ impl Backend for Cpu {
         Kv::new(blocks, shape)
     }
 
-    fn run<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
-        // From inside the pool an operation starts without waking a thread to start it.
-        let threads = Arc::clone(&self.threads);
-        threads.install(|| work(self))
-    }
-
     fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32], scale: f32) {
         out.set_shape(rows.len(), table.cols);
         for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
@@ -198,18 +205,14 @@ impl Backend for Cpu {
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm<Vec<f32>>) {
         out.set_shape(x.rows(), x.width);
-        let width = x.width;
-        let rows = out.data.par_chunks_mut(width).zip(x.data.par_chunks(width));
-        rows.with_min_len(8).for_each(|(out, x)| {
-            out.copy_from_slice(x);
-            normalize(out, norm);
-        });
+        out.data.copy_from_slice(&x.data);
+        self.for_each_row(out, |_, row| normalize(row, norm));
     }
 
     fn norm_heads(&mut self, x: &mut Buffer, heads: Range<usize>, norm: &Norm<Vec<f32>>) {
         let head_dim = norm.weight.len();
         let heads = heads.start * head_dim..heads.end * head_dim;
-        x.data.par_chunks_mut(x.width).with_min_len(8).for_each(|row| {
+        self.for_each_row(x, |_, row| {
             row[heads.clone()].chunks_exact_mut(head_dim).for_each(|head| normalize(head, norm));
         });
     }
@@ -257,13 +260,13 @@ impl Backend for Cpu {
     }
 
     fn soft_cap(&mut self, x: &mut Buffer, cap: f32) {
-        x.data.par_chunks_mut(4096).for_each(|x| {
+        self.threads.for_each_chunk(&mut x.data, ELEMENTS_PER_PIECE, |_, x| {
             x.iter_mut().for_each(|x| *x = soft_cap(*x, cap));
         });
     }
 
     fn rotations(&mut self, out: &mut Buffer, rope: &Rope, batch: &Batch) {
-        rotary::rotations(out, rope, batch);
+        rotary::rotations(self, out, rope, batch);
     }
 
     fn rotate(
@@ -273,7 +276,7 @@ impl Backend for Cpu {
         rope: &Rope,
         shape: &AttentionShape,
     ) {
-        rotary::rotate(qkv, rotations, rope, shape);
+        rotary::rotate(self, qkv, rotations, rope, shape);
     }
 
     fn append(
@@ -297,14 +300,13 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         sinks: Option<&Vec<f32>>,
     ) {
-        attention::attend(self.isa, out, qkv, kv, batch, tables, shape, sinks);
+        attention::attend(self, out, qkv, kv, batch, tables, shape, sinks);
     }
 
     fn activate(&mut self, out: &mut Buffer, x: &Buffer, nonlinearity: Nonlinearity) {
         let width = if nonlinearity.is_gated() { x.width / 2 } else { x.width };
         out.set_shape(x.rows(), width);
-        let rows = out.data.par_chunks_mut(width).zip(x.data.par_chunks(x.width));
-        rows.for_each(|(out, x)| between(out, x, nonlinearity));
+        self.for_each_row(out, |row, out| between(out, x.row(row), nonlinearity));
     }
 
     fn route(&mut self, routes: &mut experts::Routes, router: &Buffer, choice: Choice) {

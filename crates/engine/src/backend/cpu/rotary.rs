@@ -1,16 +1,15 @@
 //! Rotary positions.
 
-use super::Buffer;
+use super::{Buffer, Cpu};
 use crate::batch::Batch;
 use crate::model::spec::{AttentionShape, Rope, RopeStyle};
-use rayon::prelude::*;
 
 /// See [`crate::backend::Backend::rotations`].
-pub fn rotations(out: &mut Buffer, rope: &Rope, batch: &Batch) {
+pub fn rotations(cpu: &mut Cpu, out: &mut Buffer, rope: &Rope, batch: &Batch) {
     let pairs = rope.pairs();
     out.set_shape(batch.rows(), 2 * pairs);
     let sequences: Vec<usize> = batch.rows_with_sequence().map(|(_, sequence)| sequence).collect();
-    out.data.par_chunks_mut(2 * pairs).enumerate().for_each(|(row, out)| {
+    cpu.for_each_row(out, |row, out| {
         let (cosines, sines) = out.split_at_mut(pairs);
         for pair in 0..pairs {
             let is_long = batch.is_long[sequences[row]];
@@ -21,12 +20,17 @@ pub fn rotations(out: &mut Buffer, rope: &Rope, batch: &Batch) {
 }
 
 /// See [`crate::backend::Backend::rotate`].
-pub fn rotate(qkv: &mut Buffer, rotations: &Buffer, rope: &Rope, shape: &AttentionShape) {
+pub fn rotate(
+    cpu: &mut Cpu,
+    qkv: &mut Buffer,
+    rotations: &Buffer,
+    rope: &Rope,
+    shape: &AttentionShape,
+) {
     let pairs = rope.pairs();
     let heads = 0..shape.key_heads().end * shape.head_dim;
-    let rows = qkv.data.par_chunks_mut(qkv.width).zip(rotations.data.par_chunks(2 * pairs));
-    rows.with_min_len(8).for_each(|(row, rotations)| {
-        let (cosines, sines) = rotations.split_at(pairs);
+    cpu.for_each_row(qkv, |index, row| {
+        let (cosines, sines) = rotations.row(index).split_at(pairs);
         for head in row[heads.clone()].chunks_exact_mut(shape.head_dim) {
             match rope.style {
                 RopeStyle::Halves => {
