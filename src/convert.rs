@@ -1,15 +1,18 @@
 //! `oxgpt convert`: a Hugging Face directory as a GGUF file.
 
 use crate::args::ConvertArgs;
+use crate::interrupt;
 use crate::open::Progress;
 use anyhow::Result;
 use oxgpt_engine::convert;
+use oxgpt_engine::format::gguf::partial_path;
 
 /// Names that are listed of what was left out.
 const SHOWN: usize = 4;
 
 /// The top-level entry point for `convert`.
 pub fn convert(args: &ConvertArgs) -> Result<()> {
+    interrupt::removes(partial_path(&args.output.destination))?;
     let mut progress = Progress::new("converting");
     let converted = convert::convert(
         &args.source,

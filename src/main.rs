@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod convert;
 mod inspect;
+mod interrupt;
 mod logits;
 mod memory;
 mod open;

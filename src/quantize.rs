@@ -1,12 +1,15 @@
 //! `oxgpt quantize`: a GGUF file whose matrices have another type.
 
 use crate::args::QuantizeArgs;
+use crate::interrupt;
 use crate::open::Progress;
 use anyhow::Result;
+use oxgpt_engine::format::gguf::partial_path;
 use oxgpt_engine::quantize;
 
 /// The top-level entry point for `quantize`.
 pub fn quantize(args: &QuantizeArgs) -> Result<()> {
+    interrupt::removes(partial_path(&args.output.destination))?;
     let mut progress = Progress::new("quantizing");
     let quantized = quantize::quantize(
         &args.source,
@@ -17,7 +20,9 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
     )?;
     progress.finish();
     for (from, to) in quantized.requantized {
-        eprintln!("warning: {from} tensors were turned into {to}: what {from} lost stays lost");
+        eprintln!(
+            "warning: {from} tensors were turned into {to}, which loses more than {from} has lost"
+        );
     }
     for tensor in quantized.fallbacks {
         let cols = tensor.shape.last().copied().unwrap_or(1);

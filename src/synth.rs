@@ -1,13 +1,16 @@
 //! `oxgpt synth`: a model of exact shapes and types with random weights.
 
 use crate::args::SynthArgs;
+use crate::interrupt;
 use crate::open::Progress;
 use anyhow::Result;
+use oxgpt_engine::format::gguf::partial_path;
 use oxgpt_engine::synth;
 use std::collections::BTreeMap;
 
 /// The top-level entry point for `synth`.
 pub fn synth(args: &SynthArgs) -> Result<()> {
+    interrupt::removes(partial_path(&args.output.destination))?;
     let mut progress = Progress::new("writing");
     let fallbacks = synth::synth(
         &args.shape,

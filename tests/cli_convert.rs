@@ -80,6 +80,82 @@ fn a_full_disk_leaves_no_file() {
     }
 }
 
+/// Starts a command that writes into `folder`, interrupts it as soon as there is a file, and waits for it.
+#[cfg(unix)]
+fn interrupted(folder: &Path, command: &mut std::process::Command) -> std::process::ExitStatus {
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    while names(folder).is_empty() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let mut kill = std::process::Command::new("kill");
+    assert!(kill.args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    child.wait().unwrap()
+}
+
+/// A GPT-2 of one narrow layer with a million tokens, 256 MB of zeros that take no room on a disk.
+#[cfg(unix)]
+fn write_wide_model(folder: &Path) {
+    let (vocab, hidden) = (1_000_000, 64);
+    let config = serde_json::json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": vocab,
+        "n_embd": hidden, "n_layer": 1, "n_head": 1, "n_positions": 8,
+    });
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut shapes = vec![("wte.weight", vec![vocab, hidden]), ("wpe.weight", vec![8, hidden])];
+    for (name, columns) in [
+        ("h.0.attn.c_attn", 3 * hidden),
+        ("h.0.attn.c_proj", hidden),
+        ("h.0.mlp.c_fc", 4 * hidden),
+        ("h.0.mlp.c_proj", hidden),
+    ] {
+        let rows = if name == "h.0.mlp.c_proj" { 4 * hidden } else { hidden };
+        shapes.push((format!("{name}.weight").leak(), vec![rows, columns]));
+        shapes.push((format!("{name}.bias").leak(), vec![columns]));
+    }
+    for name in ["h.0.ln_1.weight", "h.0.ln_1.bias", "h.0.ln_2.weight", "h.0.ln_2.bias"] {
+        shapes.push((name, vec![hidden]));
+    }
+    shapes.extend([("ln_f.weight", vec![hidden]), ("ln_f.bias", vec![hidden])]);
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in shapes {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let tensor =
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.to_string(), tensor);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    fs::write(folder.join("model.safetensors"), &file).unwrap();
+    let weights = fs::File::options().write(true).open(folder.join("model.safetensors")).unwrap();
+    weights.set_len((file.len() + end) as u64).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_command_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, out) = (folder.path().join("source"), folder.path().join("out"));
+    fs::create_dir_all(&source).unwrap();
+    fs::create_dir_all(&out).unwrap();
+    let model = source.join("m.gguf");
+    stdout(oxgpt().args(["synth", "gpt2", "--type", "F16"]).arg(&model));
+    let oxgpt = || std::process::Command::new(env!("CARGO_BIN_EXE_oxgpt"));
+    let to = out.join("m.gguf");
+    write_wide_model(&source);
+    let (mut convert, mut quantize, mut synth) = (oxgpt(), oxgpt(), oxgpt());
+    convert.arg("convert").arg(&source).arg(&to);
+    quantize.arg("quantize").arg(&model).arg(&to).arg("Q6_K");
+    synth.args(["synth", "gpt2-xl", "--type", "F32"]).arg(&to);
+    for command in [&mut convert, &mut quantize, &mut synth] {
+        let status = interrupted(&out, command);
+        assert_eq!(status.code(), Some(130), "{command:?}");
+        assert!(names(&out).is_empty(), "{command:?}: {:?}", names(&out));
+    }
+}
+
 #[test]
 fn wrong_arguments_exit_with_2() {
     for args in [
@@ -218,6 +294,8 @@ fn quantizing_gives_each_tensor_its_type_and_says_what_is_lost() {
     assert!(said.contains("token_embd.weight is Q8_0"), "{said}");
     let said = quantize(&path("q8.gguf"), &path("q4.gguf"), "Q4_0");
     assert!(said.contains("Q8_0 tensors were turned into Q4_0"), "{said}");
+    // As F32 nothing more is lost.
+    assert_eq!(quantize(&path("q8.gguf"), &path("f32.gguf"), "F32"), "");
     // The same type again changes no byte of a tensor.
     assert_eq!(quantize(&path("q8.gguf"), &path("again.gguf"), "Q8_0"), "");
     assert!(fs::read(path("again.gguf")).unwrap() == fs::read(path("q8.gguf")).unwrap());

@@ -130,7 +130,7 @@ pub enum QuantizeError {
 pub struct Quantized {
     /// Tensors that got another type than they should, since their rows are no whole blocks.
     pub fallbacks: Vec<TensorHeader>,
-    /// The types of tensors that were quantized before, and what they became.
+    /// The types of tensors that were quantized before, and what they became where that loses something.
     pub requantized: Vec<(DType, DType)>,
 }
 
@@ -204,8 +204,9 @@ fn header(
         quantized.fallbacks.push(header.clone());
     }
     let change = (tensor.dtype, dtype);
-    let was_quantized = tensor.dtype.block_size() > 1 && tensor.dtype != dtype;
-    if was_quantized && !quantized.requantized.contains(&change) {
+    // As F32, blocks stay exactly what they are.
+    let loses = tensor.dtype.block_size() > 1 && dtype != tensor.dtype && dtype != DType::F32;
+    if loses && !quantized.requantized.contains(&change) {
         quantized.requantized.push(change);
     }
     header

@@ -24,7 +24,7 @@ pub use file_type::{file_type, fitting, keeps_f32};
 pub use metadata::Metadata;
 pub(super) use split::{from_bytes, open};
 pub use value::{Array, Value};
-pub use writer::{Existing, TensorHeader, Writer, check_destination};
+pub use writer::{Existing, TensorHeader, Writer, check_destination, partial_path};
 
 use super::dtype::DType;
 use super::error::{FormatError, refuse_lfs_pointer};

@@ -165,8 +165,9 @@ impl Drop for Writer {
     }
 }
 
-/// A name beside the destination that no other process uses.
-fn partial_path(destination: &Path) -> PathBuf {
+/// Where a file is until it is whole: a name beside the destination that no other process uses. Who ends the program
+/// while it writes must remove it.
+pub fn partial_path(destination: &Path) -> PathBuf {
     let mut name = destination.as_os_str().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     PathBuf::from(name)
