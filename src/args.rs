@@ -2,6 +2,7 @@
 //!
 //! What is wrong here ends the program with exit code 2.
 
+use crate::hub::HubId;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -31,9 +32,9 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A .gguf file (of a split set, any part) or a directory in Hugging Face layout; without it, the built-in demo
-    /// model
-    #[arg(short, long, global = true, env = "OXGPT_MODEL", value_name = "PATH")]
+    /// A .gguf file (of a split set, any part), a directory in Hugging Face layout, or ORG/REPO[:FILE] of the hub;
+    /// without it, the built-in demo model
+    #[arg(short, long, global = true, env = "OXGPT_MODEL", value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Where the model runs: auto, cpu, reference (slow, in f64), cuda or cuda:N
     #[arg(
@@ -72,6 +73,8 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Write a model of a published size with random weights, for benchmarks
     Synth(SynthArgs),
+    /// Download a model from the hub and print its path
+    Pull(PullArgs),
 }
 
 /// Generate text.
@@ -193,7 +196,7 @@ pub struct PerplexityArgs {
     /// The text
     pub file: PathBuf,
     /// Also report how far the model is from this one: KL divergence and top-1 agreement
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
     /// Where the other model runs [default: as the model]
     #[arg(long, value_name = "DEVICE", requires = "against")]
@@ -299,6 +302,17 @@ pub struct SynthArgs {
     /// Other weights for another seed
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Download a model.
+///
+/// The cache is that of huggingface_hub. HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they
+/// mean there.
+#[derive(Debug, clap::Args)]
+pub struct PullArgs {
+    /// A repository of the hub; of one with several GGUF files, which one, by its name or its type, such as Q4_K_M
+    #[arg(value_name = "ORG/REPO[:FILE]")]
+    pub id: HubId,
 }
 
 /// A GGUF file to write.
@@ -475,7 +489,11 @@ impl Args {
     /// Refuses options of every command that were typed for one that has no use for them. Those of the environment are
     /// meant for other commands.
     fn check_used(&self, matches: &ArgMatches) -> Result<(), String> {
-        if !matches!(self.command, Command::Convert(_) | Command::Quantize(_) | Command::Synth(_)) {
+        let runs_none = matches!(
+            self.command,
+            Command::Convert(_) | Command::Quantize(_) | Command::Synth(_) | Command::Pull(_)
+        );
+        if !runs_none {
             return Ok(());
         }
         let typed =

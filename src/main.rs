@@ -4,6 +4,7 @@
 mod args;
 mod bench;
 mod convert;
+mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -11,6 +12,7 @@ mod memory;
 mod open;
 mod perplexity;
 mod plan;
+mod pull;
 mod quantize;
 mod run;
 mod synth;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::convert(args),
         Command::Quantize(args) => quantize::quantize(args),
         Command::Synth(args) => synth::synth(args),
+        Command::Pull(args) => pull::pull(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! Opening the model that the command line names, and the engine that runs it.
 
 use crate::args::{DeviceArg, EngineArgs, ModelArgs};
+use crate::hub::{self, HubId};
 use crate::memory;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,7 +9,7 @@ use oxgpt_engine::backend::cpu::simd::Isa;
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::tokenizer::Tokenizer;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The model that answers where none is named.
@@ -20,46 +21,51 @@ const DEMO_NAME: &str = "the built-in demo model";
 /// Work shorter than this shows no progress.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// The path of a model, or `None` for the built-in one.
-fn path(args: &ModelArgs) -> Option<&Path> {
+/// Where the model of the command line is, or `None` for the built-in one. A model of the hub is downloaded if it is not
+/// in the cache.
+fn path(args: &ModelArgs) -> Result<Option<PathBuf>> {
     // An empty variable in the environment is as good as none.
-    args.model.as_deref().filter(|path| !path.as_os_str().is_empty())
+    let path = args.model.as_deref().filter(|path| !path.as_os_str().is_empty());
+    path.map(locate).transpose()
+}
+
+/// The path that names a model, or that of a model of the hub. What is here goes first.
+fn locate(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let name = path.display();
+    let Some(id) = path.to_str().and_then(HubId::of_model) else {
+        bail!("{name}: no such file or directory (expected a .gguf file or a model directory)");
+    };
+    let missing = "no such file or directory, and as a model of the hub it cannot be had";
+    hub::locate(&id).with_context(|| format!("{name}: {missing}"))
 }
 
 /// Opens the model of the command line, without loading its weights.
 pub fn model(args: &ModelArgs) -> Result<Model> {
-    model_at(path(args))
+    match path(args)? {
+        None => Ok(Model::from_static(DEMO_NAME, DEMO)?),
+        Some(path) => Ok(Model::open(&path)?),
+    }
 }
 
-/// Opens the model at `path`, or the built-in one.
-pub fn model_at(path: Option<&Path>) -> Result<Model> {
-    match path {
-        None => Ok(Model::from_static(DEMO_NAME, DEMO)?),
-        Some(path) => {
-            check_exists(path)?;
-            Ok(Model::open(path)?)
-        }
-    }
+/// Opens the model that is at a path or at the hub.
+pub fn model_at(path: &Path) -> Result<Model> {
+    Ok(Model::open(&locate(path)?)?)
 }
 
 /// Opens the tokenizer of the command line's model; its weights may be missing.
 pub fn tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
-    let name = || path(args).map_or(DEMO_NAME.to_string(), |path| path.display().to_string());
-    let tokenizer = match path(args) {
-        Some(path) if path.is_dir() => Tokenizer::from_directory(path)?,
-        path => model_at(path)?.tokenizer,
+    let path = path(args)?;
+    let (name, tokenizer) = match &path {
+        None => (DEMO_NAME.to_string(), Model::from_static(DEMO_NAME, DEMO)?.tokenizer),
+        Some(path) if path.is_dir() => {
+            (path.display().to_string(), Tokenizer::from_directory(path)?)
+        }
+        Some(path) => (path.display().to_string(), Model::open(path)?.tokenizer),
     };
-    tokenizer.with_context(|| format!("{}: the model has no tokenizer", name()))
-}
-
-fn check_exists(path: &Path) -> Result<()> {
-    if !path.exists() {
-        bail!(
-            "{}: no such file or directory (expected a .gguf file or a model directory)",
-            path.display()
-        );
-    }
-    Ok(())
+    tokenizer.with_context(|| format!("{name}: the model has no tokenizer"))
 }
 
 /// The device that was asked for, if this version has it.

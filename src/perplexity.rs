@@ -88,7 +88,7 @@ pub fn perplexity(model_args: &ModelArgs, args: &PerplexityArgs) -> Result<()> {
         None => sum(&mut engine, None, &tokens, &windows)?,
         Some(other) => {
             let other_device = args.against_device.map_or(Ok(device), open::device)?;
-            let other = open::model_at(Some(other))?;
+            let other = open::model_at(other)?;
             let options = EngineOptions {
                 device: other_device,
                 context: Some(context),
