@@ -46,6 +46,7 @@ class Decoder:
     nonlinearity: Callable
     wrong_nonlinearity: Callable = lambda gate, up: torch.nn.functional.gelu(gate) * up
     embedding_scale: float = 1.0
+    soft_cap: float | None = None
     # Whether the weights of the chosen experts are the softmax over them alone.
     softmax_of_chosen: bool = True
 
@@ -117,6 +118,10 @@ MISTAKES: dict[str, Callable[[Decoder], bool]] = {
     "no final norm": ALWAYS,
     "no norm after attention": _any("attention_post_norm"),
     "no norm after the ffn": _any("ffn_post_norm"),
+    "the sums normed, not what is added": _any("attention_post_norm"),
+    "the norms after the parts exchanged": _any("attention_post_norm"),
+    "no soft cap": lambda d: d.soft_cap is not None,
+    "logits cut at the cap": lambda d: d.soft_cap is not None,
     "gate and up swapped": ALWAYS,
     "another activation": ALWAYS,
     "no gate": ALWAYS,
@@ -249,7 +254,9 @@ def feed_forward(d: Decoder, layer: Layer, x, wrong):
     w = layer.w
     nonlinearity = d.wrong_nonlinearity if wrong == "another activation" else d.nonlinearity
     if "router" not in w:
-        return linear(between(nonlinearity, linear(x, w, "gate"), linear(x, w, "up"), wrong), w, "down")
+        biased = wrong != "no biases of gate and up"
+        between_them = between(nonlinearity, linear(x, w, "gate", biased), linear(x, w, "up", biased), wrong)
+        return linear(between_them, w, "down", wrong != "no bias of down")
 
     outputs = linear(x, w, "router", wrong != "no router bias")
     count = layer.chosen + (wrong == "one expert more" and layer.chosen < len(w["router"])) - (wrong == "one expert fewer" and layer.chosen > 1)
@@ -298,21 +305,30 @@ def forward(d: Decoder, tokens: np.ndarray, wrong: str | None = None) -> np.ndar
         layers.pop()
     for layer in layers:
         w = layer.w
-        first, second = ("ffn_norm", "attention_norm") if wrong == "the two norms of a layer exchanged" else ("attention_norm", "ffn_norm")
+        before_attention, before_ffn = ("ffn_norm", "attention_norm") if wrong == "the two norms of a layer exchanged" else ("attention_norm", "ffn_norm")
         before = x
-        attended = attention(d, layer, x if wrong == "no attention norm" else norm(x, w[first], d.eps, wrong), wrong)
-        if "attention_post_norm" in w and wrong != "no norm after attention":
-            attended = norm(attended, w["attention_post_norm"], d.eps, wrong)
+        attended = attention(d, layer, x if wrong == "no attention norm" else norm(x, w[before_attention], d.eps, wrong), wrong)
+        first, second = ("ffn_post_norm", "attention_post_norm") if wrong == "the norms after the parts exchanged" else ("attention_post_norm", "ffn_post_norm")
+        late = wrong == "the sums normed, not what is added"
+        if first in w and not late and wrong != "no norm after attention":
+            attended = norm(attended, w[first], d.eps, wrong)
         x = attended if wrong == "no residual around attention" else x + attended
+        x = norm(x, w[first], d.eps, wrong) if late else x
         source = before if wrong == "ffn beside attention, not after it" else x
-        fed = feed_forward(d, layer, source if wrong == "no ffn norm" else norm(source, w[second], d.eps, wrong), wrong)
-        if "ffn_post_norm" in w and wrong != "no norm after the ffn":
-            fed = norm(fed, w["ffn_post_norm"], d.eps, wrong)
+        fed = feed_forward(d, layer, source if wrong == "no ffn norm" else norm(source, w[before_ffn], d.eps, wrong), wrong)
+        if second in w and not late and wrong != "no norm after the ffn":
+            fed = norm(fed, w[second], d.eps, wrong)
         x = fed if wrong == "no residual around the ffn" else x + fed
+        x = norm(x, w[second], d.eps, wrong) if late else x
     if wrong != "no final norm":
         x = norm(x, d.final_norm, d.eps, wrong)
     head = d.embedding if wrong == "tied head where it is separate" else d.head
-    return (x @ head.T).numpy()
+    logits = x @ head.T
+    if d.soft_cap and wrong == "logits cut at the cap":
+        logits = logits.clamp(-d.soft_cap, d.soft_cap)
+    elif d.soft_cap and wrong != "no soft cap":
+        logits = d.soft_cap * torch.tanh(logits / d.soft_cap)
+    return logits.numpy()
 
 
 # `transformers` names, which most families share.

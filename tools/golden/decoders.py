@@ -27,9 +27,11 @@ def head_dim(c) -> int:
     return getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
 
 
-def draw_frame(draw: Draw, c, embedding_std: float = 1.0, norm_mean: float = 1.0) -> None:
+def draw_frame(draw: Draw, c, norm_mean: float = 1.0) -> None:
     """Embedding, final norm and head."""
     n = c.hidden_size
+    # A tied head likes the token that it has just seen, the less the more the layers add to its embedding.
+    embedding_std = 0.4 if c.tie_word_embeddings else 1.0
     # The mean of the embeddings is far from 0: otherwise a norm that subtracts it would hardly be seen.
     draw.put("model.embed_tokens.weight", (c.vocab_size, n), embedding_std, 0.4 * embedding_std)
     draw.put("model.norm.weight", n, 0.4, norm_mean)
@@ -126,6 +128,20 @@ def gguf_names(c, weights) -> dict[str, str]:
                 if name in weights:
                     names[name] = f"blk.{layer}.{theirs}.{part}"
     return names
+
+
+def gguf_tensors(c, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {theirs: weights[ours] for ours, theirs in gguf_names(c, weights).items()}
+
+
+def from_gguf_tensors(c, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights of the file under our names."""
+    parts = [f"model.layers.{layer}.{name}.{part}" for layer in range(c.num_hidden_layers) for name in _GGUF_NAMES for part in ("weight", "bias")]
+    names = {ours: theirs for ours, theirs in gguf_names(c, parts).items() if theirs in stored}
+    weights = {ours: stored.pop(theirs) for ours, theirs in names.items()}
+    assert not stored, f"unexpected tensors: {sorted(stored)}"
+    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    return weights
 
 
 def gguf_metadata(c, add) -> None:

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
 logging.disable(logging.WARNING)
 
 # In the order of index.json.
-FAMILIES = ["gpt2", "gpt_oss"]
+FAMILIES = ["gpt2", "llama", "mistral", "phi3", "gemma3", "gpt_oss"]
 
 
 def families(names: list[str], only: set[str]) -> int:
@@ -52,7 +52,7 @@ def index(family: str, cases: list[dict]) -> None:
 
     file = GOLDEN / "index.json"
     others = [case for case in json.loads(file.read_text()) if case["family"] != family] if file.exists() else []
-    order = {name.replace("_", "-"): place for place, name in enumerate(FAMILIES)}
+    order = {importlib.import_module(name).FAMILY: place for place, name in enumerate(FAMILIES)}
     save_json(file, sorted(others + cases, key=lambda case: order[case["family"]]))
 
 

@@ -64,3 +64,48 @@ def checked(frequencies: np.ndarray, theirs: torch.Tensor) -> torch.Tensor:
     """Their bits, if they are ours to float32."""
     assert np.allclose(frequencies, theirs.double().numpy(), rtol=3e-6, atol=0), (frequencies, theirs)
     return theirs.float()
+
+
+def mistakes(parameters) -> dict:
+    """Name -> where it applies, of what can be got wrong about YaRN; `parameters` gives them for a config."""
+    scaled = lambda c, w: parameters(c)["rope_type"] == "yarn"  # noqa: E731
+    # At a hundred positions the rounding of bounds shows only where the original context is short.
+    short = lambda c, w: scaled(c, w) and parameters(c)["original_max_position_embeddings"] < 100  # noqa: E731
+    return {
+        "bounds between the pairs rounded, or not where they must be": short,
+        "no concentration": scaled,
+        "concentration on queries alone": scaled,
+        "every frequency divided by the factor": scaled,
+        "frequencies not scaled": scaled,
+    }
+
+
+def of(c, wrong: str | None) -> Rotary:
+    """The rotation of a `transformers` config that has one for all layers, plain or YaRN."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    r = c.rope_parameters
+    base, width = r["rope_theta"], getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    unscaled = plain(base, width)
+    if r["rope_type"] == "default":
+        theirs = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float) / width))
+        return Rotary(checked(unscaled, theirs), 1.0, base, width)
+    assert r["rope_type"] == "yarn"
+    theirs, magnitude = ROPE_INIT_FUNCTIONS["yarn"](c)
+    assert abs(magnitude - (r.get("attention_factor") or yarn_magnitude(r["factor"]))) < 1e-12
+    rounded = r.get("truncate", True)
+    bounded = lambda rounded: yarn(base, width, r["factor"], r["original_max_position_embeddings"], r.get("beta_fast") or 32, r.get("beta_slow") or 1, rounded)  # noqa: E731
+    right = Rotary(checked(bounded(rounded), theirs), magnitude, base, width)
+    with_frequencies = lambda f: replace(right, frequencies=torch.from_numpy(np.float32(f)))  # noqa: E731
+    match wrong:
+        case "bounds between the pairs rounded, or not where they must be":
+            return with_frequencies(bounded(not rounded))
+        case "no concentration":
+            return replace(right, magnitude=1.0)
+        case "concentration on queries alone":
+            return replace(right, magnitude=right.magnitude**0.5)  # as much in every score
+        case "every frequency divided by the factor":
+            return with_frequencies(unscaled / r["factor"])
+        case "frequencies not scaled":
+            return with_frequencies(unscaled)
+    return right

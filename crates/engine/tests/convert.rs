@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// The golden directories that GGUF cannot express, and the option that it has no key for.
-const REFUSED: [(&str, &str); 7] = [
+const REFUSED: &[(&str, &str)] = &[
     ("gpt2-erf", "activation_function: expected gelu_new"),
     ("gpt2-quick-gelu", "activation_function: expected gelu_new"),
     ("gpt2-relu-eps", "activation_function: expected gelu_new"),
@@ -23,7 +23,12 @@ const REFUSED: [(&str, &str); 7] = [
     ("gpt2-bfloat16", "activation_function: expected gelu_new"),
     ("gpt2-unscaled", "scale_attn_weights: expected true"),
     ("gpt2-layer-scale", "scale_attn_by_inverse_layer_idx: expected false"),
+    ("llama-yarn-own", "truncate: expected true"),
+    ("gemma3-own-scale", "attention_bias: expected false"),
 ];
+
+/// Families whose queries and keys have their rows in another order in GGUF: sums of scores come in another order too.
+const REORDERED: [&str; 2] = ["llama", "mistral"];
 
 fn run(source: &Path, destination: &Path) -> Result<Vec<String>, String> {
     let converted = convert(source, destination, Existing::Refuse, &mut |_, _| {});
@@ -65,7 +70,12 @@ fn logits_stay_those_of_the_directory() {
             let tokens = golden.ids("tokens", index);
             let found = score(&after, &tokens);
             assert!(relative_l2(&found, &golden.logits(index)) < 1e-4, "{} {index}", case.name);
-            assert_eq!(found, score(&before, &tokens), "{} {index}: the same bits", case.name);
+            let before = score(&before, &tokens);
+            if REORDERED.contains(&case.family.as_str()) {
+                assert!(relative_l2(&found, &before) < 1e-6, "{} {index}", case.name);
+            } else {
+                assert_eq!(found, before, "{} {index}: the same bits", case.name);
+            }
         }
         count += 1;
     }
@@ -78,6 +88,14 @@ fn tensors_and_keys_are_those_of_the_gguf_package() {
         ("gpt2-base", "gpt2-base-F32.gguf"),
         ("gpt2-one-head", "gpt2-one-head-F32-align64.gguf"),
         ("gpt2-untied", "gpt2-untied-F32.gguf"),
+        ("llama-base", "llama-base-F32.gguf"),
+        ("llama-linear", "llama-linear-F32.gguf"),
+        ("llama-yarn", "llama-yarn-F32.gguf"),
+        ("mistral-window", "mistral-window-F32.gguf"),
+        ("phi3-window", "phi3-window-F32.gguf"),
+        ("phi3-long", "phi3-long-F32.gguf"),
+        ("gemma3-base", "gemma3-base-F32.gguf"),
+        ("gemma3-capped", "gemma3-capped-F32.gguf"),
     ] {
         let (_folder, path) = converted(case);
         let found = Checkpoint::open(&path).unwrap();
@@ -92,7 +110,8 @@ fn tensors_and_keys_are_those_of_the_gguf_package() {
         else {
             panic!("not directories")
         };
-        for (key, value) in expected.iter().filter(|(key, _)| key.starts_with("gpt2.")) {
+        let prefix = format!("{}.", expected.architecture().unwrap());
+        for (key, value) in expected.iter().filter(|(key, _)| key.starts_with(&prefix)) {
             assert_eq!(found.get(key), Some(value), "{case}: {key}");
         }
         assert_eq!(found.string("tokenizer.ggml.model").unwrap(), Some("no_vocab"));
@@ -102,7 +121,7 @@ fn tensors_and_keys_are_those_of_the_gguf_package() {
 #[test]
 fn what_gguf_has_no_key_for_is_refused_by_its_name() {
     let folder = tempfile::tempdir().unwrap();
-    for (case, option) in REFUSED {
+    for (case, option) in REFUSED.iter().copied() {
         let path = folder.path().join("converted.gguf");
         let error = run(&testdata().join("golden").join(case), &path).unwrap_err();
         assert!(error.contains(option) && error.contains("config.json"), "{case}: {error}");

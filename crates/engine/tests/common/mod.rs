@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Deserialize)]
 pub struct Case {
     pub name: String,
+    pub family: String,
     pub model: String,
     pub golden: String,
     pub dtype: String,

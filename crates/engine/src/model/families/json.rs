@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// A JSON object that came from a file.
+#[derive(Clone)]
 pub struct Json<'a> {
     path: PathBuf,
     /// The keys that lead to it, each with a dot after it.

@@ -65,4 +65,9 @@ impl<'a> Keys<'a> {
     pub fn string(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         Ok(self.metadata.string(&self.full(key))?)
     }
+
+    /// The value, whatever its type.
+    pub fn value(&self, key: &str) -> Option<&'a gguf::Value> {
+        self.metadata.get(&self.full(key))
+    }
 }

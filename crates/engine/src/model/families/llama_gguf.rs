@@ -6,8 +6,8 @@ use super::GgufForm;
 use super::decoder::{Names, decoder};
 use super::json::Json;
 use super::llama::{GGUF, hugging_face_numbers};
-use super::numbers::{Biases, LayerNumbers, Numbers};
-use super::rope::{RopeNumbers, Scaling};
+use super::numbers::Numbers;
+use super::rope::Scaling;
 use crate::format::Checkpoint;
 
 /// The form of a Hugging Face checkpoint, unless it has what GGUF has no key for.
@@ -57,16 +57,16 @@ pub fn shapes() -> Vec<&'static str> {
 /// The form of a published size.
 pub fn shape(name: &str) -> Option<GgufForm> {
     let numbers = match name {
-        "tinyllama" => numbers(22, 2048, 5632, (32, 4, 64), 32000),
+        "tinyllama" => Numbers::of_shape(22, 2048, 5632, (32, 4, 64), 32000),
         "smollm2-135m" => {
-            let mut numbers = numbers(30, 576, 1536, (9, 3, 64), 49152);
+            let mut numbers = Numbers::of_shape(30, 576, 1536, (9, 3, 64), 49152);
             numbers.context_length = 8192;
             numbers.ropes[0].base = 1e5;
             numbers.head_rows = None;
             numbers
         }
         "llama3.2-1b" => {
-            let mut numbers = numbers(16, 2048, 8192, (32, 8, 64), 128256);
+            let mut numbers = Numbers::of_shape(16, 2048, 8192, (32, 8, 64), 128256);
             numbers.context_length = 131072;
             numbers.ropes[0].base = 5e5;
             numbers.ropes[0].scaling =
@@ -75,7 +75,7 @@ pub fn shape(name: &str) -> Option<GgufForm> {
             numbers
         }
         "llama3-8b" => {
-            let mut numbers = numbers(32, 4096, 14336, (32, 8, 128), 128256);
+            let mut numbers = Numbers::of_shape(32, 4096, 14336, (32, 8, 128), 128256);
             numbers.context_length = 8192;
             numbers.ropes[0].base = 5e5;
             numbers
@@ -83,34 +83,4 @@ pub fn shape(name: &str) -> Option<GgufForm> {
         _ => return None,
     };
     Some(form(&numbers))
-}
-
-/// The numbers of a model with a head of its own, in the manner of Llama 2: of so many layers, width, width of the
-/// feed-forward part, heads with KV heads and their width, and vocabulary.
-pub(super) fn numbers(
-    layers: usize,
-    hidden: usize,
-    intermediate: usize,
-    (heads, kv_heads, head_dim): (usize, usize, usize),
-    vocab_size: usize,
-) -> Numbers {
-    Numbers {
-        vocab_size,
-        context_length: 2048,
-        hidden,
-        intermediate,
-        heads,
-        kv_heads,
-        head_dim,
-        eps: 1e-5,
-        scale: (head_dim as f64).powf(-0.5) as f32,
-        embedding_scale: 1.0,
-        nonlinearity: Nonlinearity::Gated(Activation::Silu),
-        biases: Biases::default(),
-        experts: None,
-        ropes: vec![RopeNumbers { base: 1e4, dims: head_dim, scaling: Scaling::None }],
-        layers: vec![LayerNumbers { window: None, rope: 0 }; layers],
-        soft_cap: None,
-        head_rows: Some(vocab_size),
-    }
 }

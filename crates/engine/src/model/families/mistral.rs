@@ -60,7 +60,7 @@ pub fn shapes() -> Vec<&'static str> {
 pub fn shape(name: &str) -> Option<GgufForm> {
     // Mistral 7B v0.3: no window, a larger vocabulary than v0.1.
     (name == "mistral-7b").then(|| {
-        let mut numbers = llama_gguf::numbers(32, 4096, 14336, (32, 8, 128), 32768);
+        let mut numbers = Numbers::of_shape(32, 4096, 14336, (32, 8, 128), 32768);
         numbers.context_length = 32768;
         numbers.ropes[0].base = 1e6;
         llama_gguf::form(&numbers)

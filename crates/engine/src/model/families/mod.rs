@@ -1,6 +1,8 @@
 //! The model families: each file maps a checkpoint's configuration and tensor names to a decoder.
 
 mod decoder;
+mod gemma3;
+mod gemma3_gguf;
 mod gpt2;
 mod gpt2_gguf;
 mod json;
@@ -9,6 +11,8 @@ mod llama;
 mod llama_gguf;
 mod mistral;
 mod numbers;
+mod phi3;
+mod phi3_gguf;
 mod rope;
 
 use super::{DecoderSource, ModelDescription, ModelError, file_name};
@@ -84,6 +88,24 @@ const FAMILIES: &[Family] = &[
         to_gguf: mistral::to_gguf,
         shapes: mistral::shapes,
         shape: mistral::shape,
+    },
+    Family {
+        gguf: &["phi3"],
+        hugging_face: &["phi3"],
+        from_gguf: phi3::from_gguf,
+        from_hugging_face: phi3::from_hugging_face,
+        to_gguf: phi3_gguf::from_hugging_face,
+        shapes: phi3_gguf::shapes,
+        shape: phi3_gguf::shape,
+    },
+    Family {
+        gguf: &["gemma3"],
+        hugging_face: &["gemma3", "gemma3_text"],
+        from_gguf: gemma3::from_gguf,
+        from_hugging_face: gemma3::from_hugging_face,
+        to_gguf: gemma3_gguf::from_hugging_face,
+        shapes: gemma3_gguf::shapes,
+        shape: gemma3_gguf::shape,
     },
 ];
 

@@ -217,6 +217,36 @@ impl Numbers {
         Ok(numbers)
     }
 
+    /// The numbers of a published size in the manner of Llama 2, with a head of its own: layers, width, width of the
+    /// feed-forward part, heads with KV heads and their width, and vocabulary.
+    pub fn of_shape(
+        layers: usize,
+        hidden: usize,
+        intermediate: usize,
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+        vocab_size: usize,
+    ) -> Self {
+        Numbers {
+            vocab_size,
+            context_length: 2048,
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            head_dim,
+            eps: 1e-5,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            embedding_scale: 1.0,
+            nonlinearity: Nonlinearity::Gated(Activation::Silu),
+            biases: Biases::default(),
+            experts: None,
+            ropes: vec![RopeNumbers { base: 1e4, dims: head_dim, scaling: Scaling::None }],
+            layers: vec![LayerNumbers { window: None, rope: 0 }; layers],
+            soft_cap: None,
+            head_rows: Some(vocab_size),
+        }
+    }
+
     fn check(
         &self,
         keys: &CheckedKeys,

@@ -6,7 +6,7 @@ mod gguf;
 mod hugging_face;
 
 pub use gguf::from_gguf;
-pub use hugging_face::from_hugging_face;
+pub use hugging_face::{from_hugging_face, from_parameters};
 
 use std::f64::consts::TAU;
 

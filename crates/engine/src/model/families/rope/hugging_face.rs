@@ -28,14 +28,17 @@ pub fn from_hugging_face(
 ///
 /// # Errors
 /// A kind of scaling that we do not have, by its name; numbers that make no rotation.
-fn from_parameters(
+pub fn from_parameters(
     config: &Json,
     parameters: Option<&Json>,
     head_dim: usize,
     base: f64,
 ) -> Result<RopeNumbers, ModelError> {
     let p = parameters.unwrap_or(config);
-    let base = p.f64("rope_theta")?.unwrap_or(base);
+    let base = match parameters {
+        Some(p) => p.f64("rope_theta")?.unwrap_or(base),
+        None => base,
+    };
     if !(base > 1.0 && (base as f32).is_finite()) {
         return Err(p.error("rope_theta", "a number above 1", base));
     }
