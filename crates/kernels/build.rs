@@ -1,0 +1,206 @@
+//! Compiles every `cuda/*.cu` to a compressed fatbin and lists them for `src/images.rs`.
+//!
+//! nvcc is looked for in `OXGPT_NVCC` (the program), `CUDA_HOME`, `PATH`, `/usr/local/cuda` and where `tools/install-nvcc`
+//! puts it. Without it the build succeeds and the program runs on the CPU, unless `OXGPT_CUDA=required`; with
+//! `OXGPT_CUDA=off` it is not looked for. `OXGPT_CUDA_ARCHS` narrows the list of architectures (`90a`, or `80,90a`).
+
+use std::collections::VecDeque;
+use std::env;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// What GPUs of the last years need. The first without a letter also goes in as PTX, which the driver compiles for all
+/// that are not named here.
+const ARCHITECTURES: &str = "80,86,89,90a,100,120";
+
+fn main() {
+    println!("cargo::rerun-if-changed=cuda");
+    for variable in ["OXGPT_NVCC", "OXGPT_CUDA", "OXGPT_CUDA_ARCHS", "CUDA_HOME", "PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let cuda = env::var("OXGPT_CUDA").unwrap_or_default();
+    let built = match cuda.as_str() {
+        "off" => Err("OXGPT_CUDA=off".to_string()),
+        "" | "auto" | "required" => find_nvcc(),
+        _ => fail(&format!("OXGPT_CUDA is `{cuda}`, expected auto, required or off")),
+    }
+    .map(|nvcc| compile(&nvcc, &out));
+    let list = match built {
+        Ok(list) => list,
+        Err(reason) if cuda == "required" => fail(&format!("OXGPT_CUDA=required, but {reason}")),
+        Err(reason) => {
+            println!("cargo::warning=built without CUDA kernels: {reason}");
+            format!(
+                "/// What the kernels were built with, or why there are none.\n\
+                 pub const BUILT: Result<Built, &str> = Err({reason:?});\n\
+                 pub(crate) const IMAGES: &[(&str, &[u8])] = &[];\n"
+            )
+        }
+    };
+    fs::write(out.join("images.rs"), list).expect("OUT_DIR can be written");
+}
+
+fn fail(message: &str) -> ! {
+    println!("cargo::error={message}");
+    std::process::exit(1);
+}
+
+fn find_nvcc() -> Result<PathBuf, String> {
+    if let Some(nvcc) = env::var_os("OXGPT_NVCC").filter(|nvcc| !nvcc.is_empty()) {
+        let nvcc = PathBuf::from(nvcc);
+        return match nvcc.is_file() {
+            true => Ok(nvcc),
+            false => Err(format!("OXGPT_NVCC names {}, which is not a file", nvcc.display())),
+        };
+    }
+    let home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .map(|cache| cache.join("oxgpt/nvcc/bin"));
+    home.into_iter()
+        .chain(env::split_paths(&path))
+        .chain([PathBuf::from("/usr/local/cuda/bin")])
+        .chain(cache)
+        .map(|folder| folder.join("nvcc"))
+        .find(|nvcc| nvcc.is_file())
+        .ok_or_else(|| "nvcc was not found (tools/install-nvcc gets it)".to_string())
+}
+
+/// Compiles all files, and returns the source that embeds them.
+fn compile(nvcc: &Path, out: &Path) -> String {
+    let (major, minor) = version(nvcc);
+    let architectures = architectures(nvcc);
+    let mut flags: Vec<String> =
+        ["-O3", "-std=c++17", "--fatbin", "--compress-mode=size"].map(String::from).into();
+    for architecture in &architectures {
+        flags.push(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"));
+    }
+    if let Some(plain) = architectures.iter().find(|arch| !arch.ends_with(char::is_alphabetic)) {
+        flags.push(format!("-gencode=arch=compute_{plain},code=compute_{plain}"));
+    }
+
+    let mut files: Vec<PathBuf> = fs::read_dir("cuda")
+        .expect("the package has a folder cuda")
+        .map(|entry| entry.expect("the folder can be read").path())
+        .collect();
+    files.sort();
+    let headers = files.iter().filter(|file| file.extension().is_some_and(|e| e == "cuh"));
+    let headers: Vec<Vec<u8>> =
+        headers.map(|file| fs::read(file).expect("sources can be read")).collect();
+    let sources: Vec<&PathBuf> =
+        files.iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).collect();
+    let name = |source: &Path| source.file_stem().expect("a file").to_string_lossy().into_owned();
+
+    // The largest first, so that the last ones to finish are short.
+    let mut largest_first = sources.clone();
+    largest_first.sort_by_key(|source| !name(source).starts_with("matvec"));
+    let queue = Mutex::new(VecDeque::from(largest_first));
+    let next = || queue.lock().expect("no thread panics while it takes a file").pop_front();
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(source) = next() {
+                    compile_file(nvcc, &flags, &headers, source, out, &name(source));
+                }
+            });
+        }
+    });
+
+    let images = sources.iter().map(|source| {
+        let name = name(source);
+        format!("    ({name:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))),\n")
+    });
+    let images: String = images.collect();
+    let architectures = architectures.join(",");
+    format!(
+        "/// What the kernels were built with, or why there are none.\n\
+         pub const BUILT: Result<Built, &str> = Ok(Built {{ nvcc: ({major}, {minor}), architectures: {architectures:?} }});\n\
+         pub(crate) const IMAGES: &[(&str, &[u8])] = &[\n{images}];\n"
+    )
+}
+
+/// Compiles one file, if it or what it was compiled with has changed.
+fn compile_file(
+    nvcc: &Path,
+    flags: &[String],
+    headers: &[Vec<u8>],
+    source: &Path,
+    out: &Path,
+    name: &str,
+) {
+    let text = fs::read(source).expect("sources can be read");
+    let mut hasher = DefaultHasher::new();
+    (nvcc, flags, headers, text).hash(&mut hasher);
+    let hash = hasher.finish().to_string();
+    let (image, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.hash")));
+    if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == hash) {
+        return;
+    }
+    let result = Command::new(nvcc).args(flags).arg("-o").arg(&image).arg(source).output();
+    match result {
+        Ok(output) if output.status.success() => {
+            fs::write(stamp, hash).expect("OUT_DIR can be written");
+        }
+        Ok(output) => {
+            // One directive for each line: cargo reads no further than the end of a line.
+            for text in [output.stderr, output.stdout] {
+                for line in String::from_utf8_lossy(&text).lines() {
+                    println!("cargo::warning={line}");
+                }
+            }
+            fail(&format!("{} could not compile {}", nvcc.display(), source.display()));
+        }
+        Err(error) => fail(&format!("{} could not be started: {error}", nvcc.display())),
+    }
+}
+
+/// The version of nvcc, on which the oldest driver depends that takes what it makes.
+fn version(nvcc: &Path) -> (u32, u32) {
+    let text = output(nvcc, "--version");
+    let parsed = text.split_once("release ").and_then(|(_, rest)| {
+        let (version, _) = rest.split_once(',')?;
+        let (major, minor) = version.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    });
+    match parsed {
+        Some(version) if version >= (12, 8) => version,
+        _ => fail(&format!("{} is not nvcc 12.8 or newer: {}", nvcc.display(), text.trim())),
+    }
+}
+
+/// The architectures that were asked for, or all of ours that this nvcc knows.
+fn architectures(nvcc: &Path) -> Vec<String> {
+    let known = output(nvcc, "--list-gpu-code");
+    let knows = |architecture: &str| {
+        let plain = architecture.trim_end_matches(char::is_alphabetic);
+        known.lines().any(|line| line.trim() == format!("sm_{plain}"))
+    };
+    let asked = env::var("OXGPT_CUDA_ARCHS").ok().filter(|asked| !asked.trim().is_empty());
+    let list = |text: &str| -> Vec<String> { text.split(',').map(|a| a.trim().into()).collect() };
+    match asked {
+        Some(asked) => {
+            let asked = list(&asked);
+            match asked.iter().find(|architecture| !knows(architecture)) {
+                None => asked,
+                Some(unknown) => {
+                    fail(&format!("OXGPT_CUDA_ARCHS: {} does not know {unknown}", nvcc.display()))
+                }
+            }
+        }
+        None => list(ARCHITECTURES).into_iter().filter(|arch| knows(arch)).collect(),
+    }
+}
+
+fn output(nvcc: &Path, argument: &str) -> String {
+    match Command::new(nvcc).arg(argument).output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => fail(&format!("{} could not be started: {error}", nvcc.display())),
+    }
+}

@@ -1,0 +1,194 @@
+// The parameters of every kernel. `src/params.rs` has the same structures; both sides assert the sizes.
+#pragma once
+#include "common.cuh"
+
+namespace oxgpt {
+
+struct RepackParams {
+    const uint8_t* blocks;  // as the file has them
+    uint8_t* low;
+    uint8_t* high;
+    uint8_t* scales;
+    uint8_t* super;
+    int64_t groups;  // of 32 values
+};
+static_assert(sizeof(RepackParams) == 48, "shared with src/params.rs");
+
+struct EmbedParams {
+    Planes table;
+    const uint32_t* rows;  // the row of the table for each row of out
+    float* out;
+    int32_t cols;
+    int32_t chunks;  // of one row of the table
+    float scale;
+    int32_t add;  // to what out has
+};
+static_assert(sizeof(EmbedParams) == 64, "shared with src/params.rs");
+
+struct ElementwiseParams {
+    const float* x;
+    float* out;
+    int64_t count;
+    float cap;
+    int32_t unused;
+};
+static_assert(sizeof(ElementwiseParams) == 32, "shared with src/params.rs");
+
+struct GatherParams {
+    const float* x;
+    const uint32_t* rows;
+    float* out;
+    int64_t width;
+};
+static_assert(sizeof(GatherParams) == 32, "shared with src/params.rs");
+
+struct NormParams {
+    const float* x;
+    const float* weight;
+    const float* bias;  // null without one
+    float* out;
+    int32_t width;       // of what is normed
+    int32_t x_stride;    // from row to row
+    int32_t out_stride;
+    int32_t segments;    // normed one by one in each row, side by side, with the same weight
+    float eps;
+    int32_t centered;  // LayerNorm; else RMSNorm
+};
+static_assert(sizeof(NormParams) == 56, "shared with src/params.rs");
+
+struct ProductParams {
+    Planes weight;
+    const float* x;
+    const float* bias;      // null without one
+    float* out;
+    const int32_t* groups;  // null, or see moe.cu: which rows of x meet which expert's weights
+    int32_t rows;           // of the weights (of one expert)
+    int32_t cols;
+    int32_t chunks;         // of one row of the weights
+    int32_t tokens;
+    int32_t x_stride;
+    int32_t out_stride;
+    int32_t accumulate;     // add to what out has
+    int32_t slots_per_row;  // with groups: slots that share a row of x
+};
+static_assert(sizeof(ProductParams) == 96, "shared with src/params.rs");
+
+struct ActivateParams {
+    const float* gate;
+    const float* up;  // null without a second input
+    float* out;
+    int32_t width;
+    int32_t gate_stride;
+    int32_t up_stride;
+    int32_t out_stride;
+    int32_t kind;
+    float limit;  // of the clamped SwiGLU
+    float alpha;
+    int32_t unused;
+};
+static_assert(sizeof(ActivateParams) == 56, "shared with src/params.rs");
+
+struct RotationsParams {
+    const uint32_t* positions;
+    const uint32_t* is_long;         // of each row
+    const float* frequencies;
+    const float* long_frequencies;   // null without others for long sequences
+    float* out;                      // (rows, 2 pairs)
+    int32_t pairs;
+    float magnitude;
+};
+static_assert(sizeof(RotationsParams) == 48, "shared with src/params.rs");
+
+struct RotateParams {
+    float* qkv;
+    const float* rotations;
+    int32_t stride;  // of a row of qkv
+    int32_t heads;   // of queries and keys
+    int32_t head_dim;
+    int32_t pairs;
+    int32_t interleaved;
+    int32_t unused;
+};
+static_assert(sizeof(RotateParams) == 40, "shared with src/params.rs");
+
+struct AppendParams {
+    const float* qkv;
+    void* keys;
+    void* values;
+    const uint32_t* positions;
+    const uint32_t* sequences;      // of each row
+    const uint32_t* table_offsets;  // of each sequence
+    const uint32_t* blocks;
+    int32_t stride;                 // of a row of qkv
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+    int32_t padded_dim;
+    int32_t unused;
+};
+static_assert(sizeof(AppendParams) == 80, "shared with src/params.rs");
+
+struct AttendParams {
+    const float* qkv;
+    const void* keys;
+    const void* values;
+    const uint32_t* positions;
+    const uint32_t* sequences;
+    const uint32_t* table_offsets;
+    const uint32_t* blocks;
+    const float* sinks;  // null without
+    float* out;
+    float* partials;  // of the splits, when each has a block of its own
+    int32_t qkv_stride;
+    int32_t out_stride;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+    int32_t padded_dim;
+    float scale;
+    float soft_cap;  // 0 without
+    int32_t window;  // 0 without
+    int32_t splits;  // that have blocks of their own
+};
+static_assert(sizeof(AttendParams) == 120, "shared with src/params.rs");
+
+struct RouteParams {
+    const float* logits;
+    int32_t* experts;  // (rows, top_k)
+    float* weights;    // (rows, top_k)
+    int32_t rows;
+    int32_t n_experts;
+    int32_t top_k;
+    int32_t softmax_before;  // over all experts, before the choice; else over the chosen
+    int32_t renormalize;
+    int32_t unused;
+};
+static_assert(sizeof(RouteParams) == 48, "shared with src/params.rs");
+
+struct GroupParams {
+    const int32_t* experts;  // of each slot
+    int32_t* groups;
+    int32_t slots;
+    int32_t n_experts;
+    int32_t group_size;
+    int32_t max_groups;
+};
+static_assert(sizeof(GroupParams) == 32, "shared with src/params.rs");
+
+struct CombineParams {
+    const float* x;        // (rows * top_k, width)
+    const float* weights;  // (rows, top_k)
+    float* out;            // (rows, width), added to
+    int32_t width;
+    int32_t top_k;
+};
+static_assert(sizeof(CombineParams) == 32, "shared with src/params.rs");
+
+struct BandwidthParams {
+    const uint8_t* data;
+    uint32_t* out;
+    int64_t pieces;  // of 16 bytes
+};
+static_assert(sizeof(BandwidthParams) == 24, "shared with src/params.rs");
+
+}  // namespace oxgpt

@@ -1,0 +1,338 @@
+//! The driver: opening a device, launching on its one stream, waiting for it.
+
+use crate::error::CudaError;
+use crate::images::{BUILT, IMAGES};
+use crate::params::Params;
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+/// The oldest devices that the kernels run on.
+const OLDEST: (u32, u32) = (8, 0);
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// Its compute capability.
+    pub capability: (u32, u32),
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
+    /// Its memory in bytes.
+    pub memory: u64,
+    /// The version of CUDA that the driver supports.
+    pub driver: (u32, u32),
+}
+
+/// A device with the kernels loaded and a stream of its own. Clones share them.
+#[derive(Clone)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: DeviceInfo,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<String, Function>,
+}
+
+#[derive(Clone, Copy)]
+struct Function(sys::CUfunction);
+
+// SAFETY: handles of the driver may be used from every thread; the context is made current before each use.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// Turns a result of the driver into an error that names the call.
+pub(crate) fn check(call: &'static str, result: sys::CUresult) -> Result<(), CudaError> {
+    if result == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let text = |of: unsafe fn(sys::CUresult, *mut *const std::ffi::c_char) -> sys::CUresult| {
+        let mut text = ptr::null();
+        // SAFETY: the driver writes one pointer, to a string of its own that lives as long as the driver, or null.
+        unsafe {
+            if of(result, &mut text) != sys::CUresult::CUDA_SUCCESS || text.is_null() {
+                return format!("error {}", result as u32);
+            }
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    };
+    Err(CudaError::Driver {
+        call,
+        name: text(sys::cuGetErrorName),
+        description: text(sys::cuGetErrorString),
+    })
+}
+
+/// Opens the driver and returns the version of CUDA that it supports and how many devices it has.
+fn open_driver(needed: u32) -> Result<((u32, u32), usize), CudaError> {
+    // SAFETY: loads the driver's library, whose initializers are the driver's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: writes one int; needs no initialization.
+    check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+    let found = (version as u32 / 1000, version as u32 % 1000 / 10);
+    if found.0 < needed {
+        return Err(CudaError::DriverTooOld { found, needed });
+    }
+    // SAFETY: may be called any number of times.
+    match unsafe { sys::cuInit(0) } {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(CudaError::NoDevice),
+        result => check("cuInit", result)?,
+    }
+    let mut count = 0;
+    // SAFETY: writes one int.
+    check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+    match count {
+        0 => Err(CudaError::NoDevice),
+        count => Ok((found, count as usize)),
+    }
+}
+
+fn device_info(
+    device: sys::CUdevice,
+    ordinal: usize,
+    driver: (u32, u32),
+) -> Result<DeviceInfo, CudaError> {
+    let attribute = |attribute| {
+        let mut value = 0;
+        // SAFETY: writes one int about a device that exists.
+        let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+        check("cuDeviceGetAttribute", result).map(|()| value as u32)
+    };
+    use sys::CUdevice_attribute_enum as Attribute;
+    let mut name = [0; 256];
+    // SAFETY: writes at most as many bytes as it is told, ending in a zero.
+    check("cuDeviceGetName", unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 256, device) })?;
+    let name: Vec<u8> = name.iter().map(|c| *c as u8).take_while(|c| *c != 0).collect();
+    let mut memory = 0;
+    // SAFETY: writes one size.
+    check("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&mut memory, device) })?;
+    Ok(DeviceInfo {
+        ordinal,
+        name: String::from_utf8_lossy(&name).into_owned(),
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory: memory as u64,
+        driver,
+    })
+}
+
+impl Gpu {
+    /// Opens device `ordinal` and loads the kernels.
+    ///
+    /// # Errors
+    /// When there are no kernels, no driver or no such device, or when one of them is too old.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let built = BUILT.map_err(|reason| CudaError::NotBuilt { reason })?;
+        let (driver, count) = open_driver(built.nvcc.0)?;
+        if ordinal >= count {
+            return Err(CudaError::NoSuchDevice { ordinal, count });
+        }
+        let mut device = 0;
+        // SAFETY: writes one handle.
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, ordinal as i32) })?;
+        let info = device_info(device, ordinal, driver)?;
+        if info.capability < OLDEST {
+            return Err(CudaError::DeviceTooOld { name: info.name, capability: info.capability });
+        }
+        let mut context = ptr::null_mut();
+        // SAFETY: the primary context is released when the last clone is dropped.
+        let result = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
+        check("cuDevicePrimaryCtxRetain", result)?;
+        let mut shared = Shared {
+            info,
+            device,
+            context,
+            stream: ptr::null_mut(),
+            modules: Vec::new(),
+            functions: HashMap::new(),
+        };
+        shared.make_current()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one handle, destroyed when `shared` is dropped.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut shared.stream, flags) })?;
+        for (_, image) in IMAGES {
+            shared.load(image, built.architectures)?;
+        }
+        Ok(Gpu { shared: Arc::new(shared) })
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.shared.info
+    }
+
+    /// Bytes of its memory that are free, and all of it.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        self.shared.make_current()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes two sizes.
+        check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Waits for everything that was launched.
+    ///
+    /// # Errors
+    /// When any of it failed.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.shared.make_current()?;
+        // SAFETY: the stream lives as long as we do.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.shared.stream) })
+    }
+
+    /// Seconds that `work` takes on the device.
+    ///
+    /// # Errors
+    /// When the driver or `work` fails.
+    pub fn time(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.shared.make_current()?;
+        let event = || {
+            let mut event = ptr::null_mut();
+            // SAFETY: writes one handle.
+            check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, 0) }).map(|()| event)
+        };
+        let (start, end) = (event()?, event()?);
+        // SAFETY: the events were created above and are destroyed once, after the device has passed them.
+        unsafe {
+            check("cuEventRecord", sys::cuEventRecord(start, self.shared.stream))?;
+            work()?;
+            check("cuEventRecord", sys::cuEventRecord(end, self.shared.stream))?;
+            check("cuEventSynchronize", sys::cuEventSynchronize(end))?;
+            let mut milliseconds = 0.0;
+            let result = sys::cuEventElapsedTime_v2(&mut milliseconds, start, end);
+            check("cuEventElapsedTime", result)?;
+            check("cuEventDestroy", sys::cuEventDestroy_v2(start))?;
+            check("cuEventDestroy", sys::cuEventDestroy_v2(end))?;
+            Ok(f64::from(milliseconds) / 1e3)
+        }
+    }
+
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.shared.stream
+    }
+
+    /// Makes the device's context the current one of this thread.
+    pub(crate) fn make_current(&self) -> Result<(), CudaError> {
+        self.shared.make_current()
+    }
+
+    /// Launches a kernel, whose parameters must be what the kernel takes and point to what it may use.
+    pub(crate) fn launch<P: Params>(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        assert!(
+            grid[0] <= i32::MAX as usize && grid[1] <= 65535 && grid[2] <= 65535,
+            "{name}: a grid of {grid:?}"
+        );
+        self.shared.make_current()?;
+        let Some(function) = self.shared.functions.get(name) else {
+            panic!("no module has a kernel `{name}`");
+        };
+        let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
+        // before it returns.
+        let result = unsafe {
+            sys::cuLaunchKernel(
+                function.0,
+                grid[0] as u32,
+                grid[1] as u32,
+                grid[2] as u32,
+                threads,
+                1,
+                1,
+                shared_bytes as u32,
+                self.shared.stream,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check("cuLaunchKernel", result)
+    }
+}
+
+impl Shared {
+    fn make_current(&self) -> Result<(), CudaError> {
+        // SAFETY: the context is retained as long as we live.
+        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// Loads an image, and finds its kernels by name.
+    fn load(&mut self, image: &[u8], architectures: &'static str) -> Result<(), CudaError> {
+        let mut module = ptr::null_mut();
+        // SAFETY: the image is a whole fatbin that nvcc made; one handle is written.
+        match unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) } {
+            sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+                return Err(CudaError::NoCodeForDevice {
+                    name: self.info.name.clone(),
+                    capability: self.info.capability,
+                    architectures,
+                });
+            }
+            result => check("cuModuleLoadData", result)?,
+        }
+        self.modules.push(module);
+        let mut count = 0;
+        // SAFETY: writes one number.
+        let result = unsafe { sys::cuModuleGetFunctionCount(&mut count, module) };
+        check("cuModuleGetFunctionCount", result)?;
+        let mut functions = vec![ptr::null_mut(); count as usize];
+        // SAFETY: writes as many handles as the vector has.
+        let result =
+            unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) };
+        check("cuModuleEnumerateFunctions", result)?;
+        for function in functions {
+            let mut name = ptr::null();
+            // SAFETY: writes one pointer to a string that lives as long as the module.
+            let name = unsafe {
+                check("cuFuncGetName", sys::cuFuncGetName(&mut name, function))?;
+                CStr::from_ptr(name).to_string_lossy().into_owned()
+            };
+            self.functions.insert(name, Function(function));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: nothing else uses these handles any more; a failure leaves nothing to do.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context);
+            for module in &self.modules {
+                sys::cuModuleUnload(*module);
+            }
+            if !self.stream.is_null() {
+                sys::cuStreamDestroy_v2(self.stream);
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! CUDA kernels for oxgpt, and the only code that talks to the CUDA driver.
+//!
+//! The kernels in `cuda/` are compiled by the build script and embedded in the program; the driver is opened at run time, so
+//! the same program starts on machines that have none. Every kernel has a launcher here that checks lengths before anything
+//! reaches the device. Everything runs on one stream, in the order in which it was launched.
+
+mod activate;
+mod attention;
+mod bandwidth;
+mod driver;
+mod elementwise;
+mod embed;
+mod error;
+mod images;
+mod memory;
+mod moe;
+mod norm;
+mod params;
+mod product;
+mod rope;
+mod weights;
+
+pub use activate::{Activation, Gated, activate, activate_gated};
+pub use attention::{
+    AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, append, attend,
+    partial_elements,
+};
+pub use bandwidth::read_bandwidth;
+pub use driver::{DeviceInfo, Gpu};
+pub use elementwise::{add, soft_cap};
+pub use embed::{add_rows, embed, gather};
+pub use error::CudaError;
+pub use images::{BUILT, Built};
+pub use memory::{Arena, Buf, Element};
+pub use moe::{Routing, combine, group_slots, group_words, route};
+pub use norm::{Norm, norm};
+pub use product::{Grouped, Place, product, product_grouped};
+pub use rope::{Rope, rotate, rotations};
+pub use weights::{Matrix, Uploader, WeightType};

@@ -1,0 +1,319 @@
+//! Appending to blocks of keys and values, and attention over them.
+
+use crate::common::{Random, assert_near, bits, distance, gpu, run};
+use oxgpt_kernels::{
+    Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Positions, Rope, append,
+    attend, partial_elements, rotate, rotations,
+};
+
+/// Rotary positions, as the tests have them.
+#[derive(Clone)]
+struct Rotation {
+    frequencies: Vec<f32>,
+    magnitude: f32,
+    interleaved: bool,
+}
+
+/// Sequences whose rows so far are all in `qkv`, one after another, and of which the last `new` are the batch.
+struct Case {
+    shape: AttentionShape,
+    contexts: Vec<usize>,
+    new: Vec<usize>,
+    qkv: Vec<Vec<f32>>,
+    sinks: Option<Vec<f32>>,
+    rotation: Option<Rotation>,
+}
+
+impl Case {
+    fn new(shape: AttentionShape, contexts: &[usize], new: &[usize], random: &mut Random) -> Self {
+        let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
+        let qkv = contexts
+            .iter()
+            .map(|context| {
+                // Numbers that F16 has, so that storing them loses nothing.
+                let x = random.normals(context * width).into_iter();
+                x.map(|x| half::f16::from_f32(x).to_f32()).collect()
+            })
+            .collect();
+        Case { shape, contexts: contexts.into(), new: new.into(), qkv, sinks: None, rotation: None }
+    }
+
+    fn width(&self) -> usize {
+        (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
+    }
+
+    /// The rows of sequence `s`, turned.
+    fn turned(&self, s: usize) -> Vec<Vec<f64>> {
+        let dim = self.shape.head_dim;
+        let rows = self.qkv[s].chunks(self.width()).enumerate();
+        rows.map(|(position, row)| {
+            let mut row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+            let Some(rotation) = &self.rotation else { return row };
+            for head in row.chunks_mut(dim).take(self.shape.heads + self.shape.kv_heads) {
+                let half = rotation.frequencies.len();
+                for (pair, frequency) in rotation.frequencies.iter().enumerate() {
+                    let (i, j) = match rotation.interleaved {
+                        true => (2 * pair, 2 * pair + 1),
+                        false => (pair, pair + half),
+                    };
+                    // As transformers does, the angle is rounded to f32.
+                    let angle = f64::from(position as f32 * frequency);
+                    let (sine, cosine) = angle.sin_cos();
+                    let magnitude = f64::from(rotation.magnitude);
+                    let (a, b) = (head[i], head[j]);
+                    head[i] = magnitude * (a * cosine - b * sine);
+                    head[j] = magnitude * (b * cosine + a * sine);
+                }
+            }
+            row
+        })
+        .collect()
+    }
+
+    /// Attention of the new rows.
+    fn expected(&self) -> Vec<f64> {
+        let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, soft_cap } = self.shape;
+        let mut out = Vec::new();
+        for (s, (context, new)) in self.contexts.iter().zip(&self.new).enumerate() {
+            let rows = self.turned(s);
+            for position in context - new..*context {
+                let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                for head in 0..heads {
+                    let kv_head = head / (heads / kv_heads);
+                    let query = &rows[position][head * dim..][..dim];
+                    let key = |p: usize| &rows[p][(heads + kv_head) * dim..][..dim];
+                    let value = |p: usize| &rows[p][(heads + kv_heads + kv_head) * dim..][..dim];
+                    let scores: Vec<f64> = (first..=position)
+                        .map(|p| {
+                            let dot: f64 = query.iter().zip(key(p)).map(|(q, k)| q * k).sum();
+                            let score = dot * f64::from(scale);
+                            soft_cap.map_or(score, |cap| {
+                                f64::from(cap) * (score / f64::from(cap)).tanh()
+                            })
+                        })
+                        .collect();
+                    let sink = self.sinks.as_ref().map(|sinks| f64::from(sinks[head]));
+                    let most = scores.iter().copied().fold(sink.unwrap_or(f64::MIN), f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+                    let sum: f64 =
+                        weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - most).exp());
+                    for d in 0..dim {
+                        let weighted = weights.iter().enumerate();
+                        let weighted: f64 = weighted.map(|(i, w)| w * value(first + i)[d]).sum();
+                        out.push(weighted / sum);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Appends all rows, and attends for the new ones in one batch.
+    fn found(&self, gpu: &Gpu, element: KvElement, random: &mut Random) -> Vec<f32> {
+        let (shape, width) = (&self.shape, self.width());
+        let blocks: usize = self.contexts.iter().map(|c| c.div_ceil(BLOCK_POSITIONS)).sum();
+        let pool_blocks = blocks + 3;
+        // Blocks in any order.
+        let mut free: Vec<u32> = (0..pool_blocks as u32).collect();
+        for i in (1..free.len()).rev() {
+            free.swap(i, random.below(i + 1));
+        }
+        let mut arena = Arena::new(gpu, KvPool::bytes(pool_blocks, shape, element)).unwrap();
+        let mut pool = KvPool::new(&mut arena, pool_blocks, shape, element).unwrap();
+        // What was never written must not matter, so it is NaN.
+        pool.fill_bytes(0xFF).unwrap();
+        let device_u32 = |values: &[u32]| Buf::from_slice(gpu, values).unwrap();
+        let (mut offsets, mut table) = (vec![0], Vec::new());
+        for context in &self.contexts {
+            table.extend(free.drain(..context.div_ceil(BLOCK_POSITIONS)));
+            offsets.push(table.len() as u32);
+        }
+        let (offsets, table) = (device_u32(&offsets), device_u32(&table));
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for (s, (context, count)) in self.contexts.iter().zip(&self.new).enumerate() {
+            old.extend((0..context - count).map(|p| (s, p)));
+            new.extend((context - count..*context).map(|p| (s, p)));
+        }
+        let frequencies = self
+            .rotation
+            .as_ref()
+            .map(|rotation| Buf::from_slice(gpu, &rotation.frequencies).unwrap());
+        let sinks = self.sinks.as_ref().map(|sinks| Buf::from_slice(gpu, sinks).unwrap());
+        let mut result = Vec::new();
+        for (rows, wanted) in [(old, false), (new, true)] {
+            if rows.is_empty() {
+                continue;
+            }
+            let positions: Vec<u32> = rows.iter().map(|(_, p)| *p as u32).collect();
+            let sequences: Vec<u32> = rows.iter().map(|(s, _)| *s as u32).collect();
+            let last = *positions.iter().max().unwrap() as usize;
+            let (positions, sequences) = (device_u32(&positions), device_u32(&sequences));
+            let at = Positions {
+                positions: &positions,
+                sequences: &sequences,
+                table_offsets: &offsets,
+                blocks: &table,
+                rows: rows.len(),
+                last,
+            };
+            let qkv: Vec<f32> = rows
+                .iter()
+                .flat_map(|(s, p)| &self.qkv[*s][p * width..][..width])
+                .copied()
+                .collect();
+            let mut qkv = Buf::from_slice(gpu, &qkv).unwrap();
+            if let (Some(rotation), Some(frequencies)) = (&self.rotation, &frequencies) {
+                let rope =
+                    Rope { frequencies, long_frequencies: None, magnitude: rotation.magnitude };
+                let pairs = rotation.frequencies.len();
+                let is_long = device_u32(&vec![0; rows.len()]);
+                let turns = run(gpu, rows.len() * 2 * pairs, None, |out| {
+                    rotations(gpu, out, rope, &positions, &is_long, rows.len())
+                });
+                let turns = Buf::from_slice(gpu, &turns).unwrap();
+                let heads = (shape.heads + shape.kv_heads, shape.head_dim);
+                let interleaved = rotation.interleaved;
+                rotate(gpu, &mut qkv, &turns, rows.len(), width, heads, pairs, interleaved)
+                    .unwrap();
+            }
+            append(gpu, &mut pool, &qkv, at, shape).unwrap();
+            if wanted {
+                let partials = partial_elements(gpu, shape, rows.len(), last + 1);
+                let mut partials = Buf::new(gpu, partials).unwrap();
+                partials.fill_bytes(0xFF).unwrap();
+                let len = rows.len() * shape.heads * shape.head_dim;
+                result = run(gpu, len, None, |out| {
+                    attend(gpu, out, &qkv, &pool, at, shape, sinks.as_ref(), &mut partials)
+                });
+            }
+        }
+        result
+    }
+}
+
+#[test]
+fn rows_of_long_sequences_turn_otherwise() {
+    let Some(gpu) = gpu() else { return };
+    let device = |values: &[f32]| Buf::from_slice(&gpu, values).unwrap();
+    let (short, long) = (device(&[1.0, 0.1, 0.01]), device(&[0.5, 0.05, 0.005]));
+    let rope = Rope { frequencies: &short, long_frequencies: Some(&long), magnitude: 2.0 };
+    let positions = Buf::from_slice(&gpu, &[3u32, 100_000]).unwrap();
+    let is_long = Buf::from_slice(&gpu, &[0u32, 1]).unwrap();
+    let found = run(&gpu, 12, None, |out| rotations(&gpu, out, rope, &positions, &is_long, 2));
+    let far = 100_000.0f32;
+    let mut exact = Vec::new();
+    for angles in [[3.0f32, 3.0 * 0.1, 3.0 * 0.01], [far * 0.5, far * 0.05, far * 0.005]] {
+        exact.extend(angles.iter().map(|angle| 2.0 * f64::from(*angle).cos()));
+        exact.extend(angles.iter().map(|angle| 2.0 * f64::from(*angle).sin()));
+    }
+    assert_near(&found, &exact, 1e-6, "rotations");
+}
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, soft_cap: None }
+}
+
+const SHAPES: [(usize, usize, usize); 9] = [
+    (3, 3, 5),
+    (4, 2, 20),
+    (12, 12, 64),
+    (64, 8, 64),
+    (9, 3, 64),
+    (4, 4, 128),
+    (8, 1, 128),
+    (4, 1, 256),
+    (11, 1, 80),
+];
+
+#[test]
+fn every_shape_of_heads() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(41);
+    for (heads, kv_heads, dim) in SHAPES {
+        for element in [KvElement::F32, KvElement::F16] {
+            let case = Case::new(
+                shape(heads, kv_heads, dim),
+                &[1, 33, 300, 700],
+                &[1, 2, 5, 1],
+                &mut random,
+            );
+            let found = case.found(&gpu, element, &mut random);
+            let what = format!("{heads} heads, {kv_heads} of keys, {dim} wide, {element:?}");
+            assert_near(&found, &case.expected(), 2e-6, &what);
+        }
+    }
+}
+
+#[test]
+fn windows_sinks_and_soft_caps() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(42);
+    for window in [None, Some(1), Some(7), Some(128), Some(300), Some(5000)] {
+        for soft_cap in [None, Some(3.0)] {
+            for with_sinks in [false, true] {
+                let shape = AttentionShape { window, soft_cap, ..shape(8, 2, 64) };
+                let mut case = Case::new(shape, &[5, 270, 1000], &[5, 20, 1], &mut random);
+                case.sinks = with_sinks.then(|| random.normals(8));
+                let found = case.found(&gpu, KvElement::F16, &mut random);
+                let what = format!("window {window:?}, cap {soft_cap:?}, sinks {with_sinks}");
+                assert_near(&found, &case.expected(), 2e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn rotary_positions_of_both_orders() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(43);
+    for (dim, turned) in [(64, 64), (20, 20), (80, 32)] {
+        for interleaved in [false, true] {
+            let mut case = Case::new(shape(4, 2, dim), &[600, 40], &[3, 40], &mut random);
+            let half = turned / 2;
+            let frequencies =
+                (0..half).map(|i| 10000f64.powf(-(i as f64) / half as f64) as f32).collect();
+            case.rotation = Some(Rotation { frequencies, magnitude: 1.25, interleaved });
+            let what = format!("{turned} of {dim}, interleaved {interleaved}");
+            let found = case.found(&gpu, KvElement::F32, &mut random);
+            assert_near(&found, &case.expected(), 5e-6, &what);
+            // Turned keys are no F16 numbers any more.
+            let found = case.found(&gpu, KvElement::F16, &mut random);
+            assert_near(&found, &case.expected(), 1e-3, &what);
+            // The other order is another model.
+            if turned > 2 {
+                case.rotation.as_mut().unwrap().interleaved = !interleaved;
+                assert!(distance(&found, &case.expected()) > 1e-2, "{what}: order is not seen");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_every_batch() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(44);
+    for (window, with_sinks) in [(None, false), (Some(128), true), (None, true)] {
+        let shape = AttentionShape { window, ..shape(16, 2, 64) };
+        // Alone, the last row is computed split by split on its own; with 300 rows, one block does all splits.
+        let mut case = Case::new(shape, &[1300], &[1], &mut random);
+        case.sinks = with_sinks.then(|| random.normals(16));
+        let alone = case.found(&gpu, KvElement::F16, &mut random);
+        case.new = vec![300];
+        let together = case.found(&gpu, KvElement::F16, &mut random);
+        let last = &together[together.len() - alone.len()..];
+        assert_eq!(bits(last), bits(&alone), "window {window:?}, sinks {with_sinks}");
+        assert_near(&together, &case.expected(), 2e-6, "300 rows");
+    }
+}
+
+#[test]
+fn one_wrong_key_is_seen() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(45);
+    let mut case = Case::new(shape(2, 2, 16), &[100], &[1], &mut random);
+    let found = case.found(&gpu, KvElement::F32, &mut random);
+    let width = case.width();
+    case.qkv[0][50 * width + 40] += 0.5;
+    assert!(distance(&found, &case.expected()) > 2e-6);
+}

@@ -1,0 +1,13 @@
+//! Every kernel against the same computation in f64, on a GPU.
+//!
+//! Inputs are seeded, every element of them; outputs hold NaN before and have bands behind and before them that must stay as
+//! they are; everything runs twice and must give the same bits. Without a CUDA driver the tests say `skipped: no CUDA driver`
+//! and pass; with `OXGPT_REQUIRE_GPU=1` they fail then.
+
+mod activate;
+mod attention;
+mod common;
+mod moe;
+mod norm;
+mod product;
+mod weights;
