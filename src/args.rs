@@ -6,6 +6,7 @@ use crate::hub::HubId;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use oxgpt_engine::backend::cuda;
 use oxgpt_engine::format::DType;
 use oxgpt_engine::format::gguf::Existing;
 use oxgpt_engine::model::families;
@@ -15,12 +16,20 @@ use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::stop::StopMatcher;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::LazyLock;
+
+/// The version of the program, and what it was built with.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> =
+        LazyLock::new(|| format!("{} ({})", env!("CARGO_PKG_VERSION"), cuda::kernels()));
+    &VERSION
+}
 
 /// Run open-weight GPT models.
 ///
 /// Answers go to standard output, everything else to standard error.
 #[derive(Debug, Parser)]
-#[command(name = "oxgpt", version, arg_required_else_help = true)]
+#[command(name = "oxgpt", version = version(), arg_required_else_help = true)]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -339,7 +348,7 @@ pub enum DeviceArg {
     Auto,
     Cpu,
     Reference,
-    Cuda(u32),
+    Cuda(usize),
 }
 
 impl FromStr for DeviceArg {

@@ -9,6 +9,7 @@ use crate::open;
 use anyhow::{Context, Result, ensure};
 use oxgpt_engine::backend::cpu::bandwidth::read_bandwidth;
 use oxgpt_engine::backend::cpu::cores::physical_cores;
+use oxgpt_engine::backend::cuda;
 use oxgpt_engine::batch::Logits;
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, HeldSequence};
 use oxgpt_engine::model::Model;
@@ -24,7 +25,7 @@ struct Report {
     threads: usize,
     batch: usize,
     depth: usize,
-    /// Bytes a second that the threads read from memory, measured before the tests.
+    /// Bytes a second that the threads, or the GPU, read from memory, measured before the tests.
     read_bandwidth: f64,
     /// The most bytes that were resident while the model was loaded and tested; null where the system does not say.
     peak_resident: Option<u64>,
@@ -60,7 +61,10 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
     let options =
         EngineOptions { sequences: args.batch, ..open::options(model_args, &engine_args)? };
     let threads = args.threads.unwrap_or_else(physical_cores);
-    let read_bandwidth = read_bandwidth(threads)?;
+    let read_bandwidth = match options.device {
+        Device::Cuda(ordinal) => cuda::read_bandwidth(ordinal)?,
+        Device::Cpu | Device::Reference => read_bandwidth(threads)?,
+    };
     // What that took is no part of what the model takes.
     memory::reset_peak_resident();
     let mut bench = Bench {
@@ -111,7 +115,7 @@ fn step_bytes(model: &Model, device: Device, args: &BenchArgs) -> f64 {
             2 * shape.kv_width() * (position - shape.first_visible(position))
         })
         .sum();
-    let kv_bytes = args.batch * kv_elements * device.element_bytes();
+    let kv_bytes = args.batch * kv_elements * device.kv_bytes();
     model.decode_bytes() as f64 + kv_bytes as f64
 }
 
@@ -129,7 +133,7 @@ impl Bench {
     fn repeat(
         &mut self,
         repeats: usize,
-        work: impl Fn(&mut Self, &mut [HeldSequence]),
+        work: impl Fn(&mut Self, &mut [HeldSequence]) -> Result<()>,
     ) -> Result<Vec<f64>> {
         let mut seconds = Vec::new();
         for run in 0..=repeats {
@@ -137,9 +141,9 @@ impl Bench {
             let held: Option<Vec<HeldSequence>> =
                 (0..self.batch).map(|_| self.engine.hold(context)).collect();
             let mut held = held.context("the engine has room for every sequence of the batch")?;
-            self.prefill(&mut held, self.depth);
+            self.prefill(&mut held, self.depth)?;
             let start = Instant::now();
-            work(self, &mut held);
+            work(self, &mut held)?;
             if run > 0 {
                 seconds.push(start.elapsed().as_secs_f64());
             }
@@ -149,25 +153,27 @@ impl Bench {
     }
 
     /// Prompts of `count` tokens, one sequence after another, in chunks.
-    fn prefill(&mut self, held: &mut [HeldSequence], count: usize) {
+    fn prefill(&mut self, held: &mut [HeldSequence], count: usize) -> Result<()> {
         let chunk = self.engine.chunk();
         for sequence in held {
             let tokens = self.tokens(count);
             for (index, tokens) in tokens.chunks(chunk).enumerate() {
                 let last = (index + 1) * chunk >= count;
                 let wanted = if last { Logits::Last } else { Logits::None };
-                self.engine.compute(std::slice::from_mut(sequence), &[tokens], wanted);
+                self.engine.compute(std::slice::from_mut(sequence), &[tokens], wanted)?;
             }
         }
+        Ok(())
     }
 
     /// `count` steps of one token for each sequence.
-    fn decode(&mut self, held: &mut [HeldSequence], count: usize) {
+    fn decode(&mut self, held: &mut [HeldSequence], count: usize) -> Result<()> {
         for _ in 0..count {
             let tokens = self.tokens(held.len());
             let tokens: Vec<&[u32]> = tokens.chunks(1).collect();
-            self.engine.compute(held, &tokens, Logits::Last);
+            self.engine.compute(held, &tokens, Logits::Last)?;
         }
+        Ok(())
     }
 
     fn tokens(&mut self, count: usize) -> Vec<u32> {

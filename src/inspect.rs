@@ -3,6 +3,7 @@
 use crate::args::{InspectArgs, ModelArgs};
 use crate::open;
 use anyhow::Result;
+use oxgpt_engine::backend::cuda;
 use oxgpt_engine::format::{Source, TensorInfo};
 use oxgpt_engine::model::spec::Nonlinearity;
 use oxgpt_engine::model::{DecoderSource, Model};
@@ -38,6 +39,8 @@ struct Report<'a> {
     end_tokens: Vec<u32>,
     generation: Generation,
     tokenizer: Option<TokenizerReport<'a>>,
+    /// What the program was built with.
+    build: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Vec<(String, String)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +165,7 @@ fn report(model: &Model, list_tensors: bool) -> Report<'_> {
             repeat_penalty: generation.repeat_penalty,
         },
         tokenizer: model.tokenizer.as_ref().map(|t| tokenizer_report(t.metadata())),
+        build: cuda::kernels(),
         metadata,
         tensors: list_tensors.then(|| tensors.iter().map(tensor_report).collect()),
     }
@@ -294,6 +298,7 @@ fn print(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
             )?;
         }
     }
+    line("build", report.build.clone())?;
     for (key, value) in report.metadata.iter().flatten() {
         writeln!(out, "{key} = {value}")?;
     }

@@ -1,9 +1,15 @@
 //! What the operating system says about memory; nothing where it says nothing.
 
+use oxgpt_engine::backend::cuda;
+use oxgpt_engine::engine::Device;
 use std::fs;
 
-/// Bytes that programs can still get without anything being swapped out.
-pub fn available() -> Option<u64> {
+/// Bytes that a model can still get on a device: on a GPU what is free but for what loading takes, else what programs can get
+/// without anything being swapped out.
+pub fn available(device: Device) -> Option<u64> {
+    if let Device::Cuda(ordinal) = device {
+        return Some(cuda::device(ordinal).ok()?.free.saturating_sub(cuda::CudaPlan::LOADING));
+    }
     kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }
 

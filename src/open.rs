@@ -6,6 +6,7 @@ use crate::memory;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use oxgpt_engine::backend::cpu::simd::Isa;
+use oxgpt_engine::backend::cuda;
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::tokenizer::Tokenizer;
@@ -68,14 +69,25 @@ pub fn tokenizer(args: &ModelArgs) -> Result<Tokenizer> {
     tokenizer.with_context(|| format!("{name}: the model has no tokenizer"))
 }
 
-/// The device that was asked for, if this version has it.
+/// The device that was asked for; `auto` is the first GPU that can be used, else the CPU, and says so.
 pub fn device(device: DeviceArg) -> Result<Device> {
     match device {
-        DeviceArg::Auto | DeviceArg::Cpu => Ok(Device::Cpu),
+        DeviceArg::Cpu => Ok(Device::Cpu),
         DeviceArg::Reference => Ok(Device::Reference),
-        DeviceArg::Cuda(index) => bail!(
-            "cuda:{index}: this version of oxgpt has no CUDA backend (devices it has: cpu, reference)"
-        ),
+        DeviceArg::Cuda(ordinal) => {
+            cuda::device(ordinal)?;
+            Ok(Device::Cuda(ordinal))
+        }
+        DeviceArg::Auto => match cuda::device(0) {
+            Ok(gpu) => {
+                eprintln!("device: cuda:0 ({})", gpu.name);
+                Ok(Device::Cuda(0))
+            }
+            Err(error) => {
+                eprintln!("device: cpu ({}), since {error}", Isa::best().name());
+                Ok(Device::Cpu)
+            }
+        },
     }
 }
 
@@ -88,12 +100,6 @@ pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(E
 /// What the command line says about how to run a model.
 pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
     let device = device(args.device)?;
-    if args.device == DeviceArg::Auto {
-        eprintln!(
-            "device: cpu ({}), since this version of oxgpt has no GPU backend",
-            Isa::best().name()
-        );
-    }
     Ok(EngineOptions {
         device,
         context: engine.ctx,
@@ -114,7 +120,8 @@ pub fn load(model: &Model, options: &EngineOptions) -> Result<Engine> {
 
 /// The context that was asked for; without that, the model's own, or less where memory would not suffice for it.
 fn context(model: &Model, options: &EngineOptions) -> Result<Option<usize>> {
-    let Some(budget) = options.memory_limit.or_else(memory::available) else { return Ok(None) };
+    let available = || memory::available(options.device);
+    let Some(budget) = options.memory_limit.or_else(available) else { return Ok(None) };
     if options.context.is_some() {
         return Ok(options.context);
     }

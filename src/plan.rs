@@ -22,7 +22,7 @@ struct Report {
     kv: u64,
     workspace: u64,
     total: u64,
-    /// What the machine has; null where it does not say.
+    /// What the machine, or the GPU, has free; null where it does not say.
     available: Option<u64>,
     fits: Option<bool>,
     memory_limit: Option<u64>,
@@ -50,7 +50,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
     };
     let plan = MemoryPlan::new(&model, &options)?;
     let per_token = KvPerToken::new(&model, device);
-    let available = memory::available();
+    let available = memory::available(device);
     let fits_in = |bytes: u64| plan.total() <= bytes;
     let by_type = model.weight_bytes_by_type();
     let report = Report {

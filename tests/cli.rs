@@ -245,6 +245,15 @@ fn inspect_shows_shapes_types_and_tensors() {
 }
 
 #[test]
+fn version_and_inspect_say_whether_there_are_cuda_kernels() {
+    let version = stdout(oxgpt().arg("--version"));
+    assert!(version.starts_with("oxgpt 0.") && version.contains("CUDA"), "{version}");
+    let shown = json(oxgpt().args(["inspect", "--json"]));
+    let build = shown["build"].as_str().unwrap();
+    assert!(version.contains(build) && stdout(oxgpt().arg("inspect")).contains(build));
+}
+
+#[test]
 fn bench_measures_what_it_was_asked_to() {
     let args = ["bench", "--json", "-p", "20", "-n", "4", "-d", "8", "-b", "2", "-r", "2"];
     let report = json(oxgpt().args(args));
@@ -328,7 +337,7 @@ fn what_else_is_wrong_exits_with_1_and_names_the_cause() {
         (&["run", "--tokens", "999999"], "999999"),
         (&["run", "--chat", "x"], "chat template"),
         (&["run", "--system", "Be brief.", "x"], "chat template"),
-        (&["run", "--device", "cuda", "x"], "CUDA"),
+        (&["run", "--device", "cuda:99", "x"], "cuda:99"),
         (&["run", "--memory-limit", "1MiB", "x"], "1048576"),
         (&["run", "-m", "no/such/file.gguf", "x"], "no/such/file.gguf"),
         (&["run", "-m", empty, "x"], "config.json"),

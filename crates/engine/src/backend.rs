@@ -1,6 +1,7 @@
 //! What a device must compute: the operations of the mathematics, each on a whole ragged batch.
 
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 
 use crate::batch::{Batch, BlockTables};
@@ -33,6 +34,32 @@ impl HostMatrix {
     }
 }
 
+/// Why a device cannot be used, or cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The driver, the device or a kernel.
+    #[error("cuda:{ordinal}: {source}")]
+    Cuda {
+        /// Which device.
+        ordinal: usize,
+        /// Why.
+        source: oxgpt_kernels::CudaError,
+    },
+    /// A model that the kernels do not take.
+    #[error(
+        "cuda:{ordinal}: attention heads are {found} wide, but the kernels take at most {most}"
+    )]
+    HeadWidth {
+        /// Which device.
+        ordinal: usize,
+        /// The model's.
+        found: usize,
+        /// The kernels'.
+        most: usize,
+    },
+}
+
 /// The operations of a forward pass.
 ///
 /// Buffers hold rows of activations. An operation that writes a buffer sets its number of rows; the capacity given
@@ -61,6 +88,17 @@ pub trait Backend: Send {
     fn routes(&mut self, rows: usize, chosen: usize) -> Self::Routes;
     /// Room for `blocks` blocks of keys and values.
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Self::Kv;
+
+    /// Whether everything asked for so far could be done; first called when the weights are there.
+    ///
+    /// # Errors
+    /// When the device failed. Operations after that do nothing.
+    fn status(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Takes over the batch that the next operations are about.
+    fn begin(&mut self, _batch: &Batch) {}
 
     /// `out[r] = table[rows[r]] * scale`
     fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32], scale: f32);

@@ -1,7 +1,9 @@
 //! The engine: submit requests, step, read events.
 
+use crate::backend::DeviceError;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::cores::physical_cores;
+use crate::backend::cuda::{self, Cuda, CudaPlan};
 use crate::backend::reference::Reference;
 use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
@@ -25,23 +27,35 @@ pub enum Device {
     Reference,
     /// The CPU.
     Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Reference => "reference",
-            Device::Cpu => "cpu",
-        })
+        match self {
+            Device::Reference => f.write_str("reference"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }
 
 impl Device {
-    /// Bytes of one activation, key or value.
-    pub fn element_bytes(self) -> usize {
+    /// Bytes of one key or value.
+    pub fn kv_bytes(self) -> usize {
         match self {
             Device::Reference => size_of::<f64>(),
             Device::Cpu => size_of::<f32>(),
+            Device::Cuda(_) => size_of::<half::f16>(),
+        }
+    }
+
+    /// Bytes of one activation.
+    fn activation_bytes(self) -> usize {
+        match self {
+            Device::Reference => size_of::<f64>(),
+            Device::Cpu | Device::Cuda(_) => size_of::<f32>(),
         }
     }
 }
@@ -99,7 +113,7 @@ pub struct KvPerToken {
 impl KvPerToken {
     /// Those of a model on a device.
     pub fn new(model: &Model, device: Device) -> Self {
-        let element = device.element_bytes() as u64;
+        let element = device.kv_bytes() as u64;
         let sum = |width: fn(&AttentionShape) -> usize| {
             let layers = model.description.decoder.layers.iter();
             layers.map(|layer| 2 * width(&layer.attention.shape) as u64 * element).sum()
@@ -144,6 +158,30 @@ pub enum EngineError {
         asked: usize,
         /// The model's own limit.
         limit: usize,
+    },
+    /// The device cannot be used, or failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Less memory on the device than the plan needs.
+    #[error(
+        "{device} has {free} bytes free, but {} are needed: {} for weights, {} for keys and values of {sequences} \
+         sequences of {context} positions, {} for workspace, {loading} while it loads; a smaller context or fewer \
+         sequences take less",
+        plan.total() + loading, plan.weights, plan.kv, plan.workspace
+    )]
+    DeviceMemory {
+        /// Where.
+        device: Device,
+        /// What is free there.
+        free: u64,
+        /// What is needed.
+        plan: MemoryPlan,
+        /// Needed beside it, to load.
+        loading: u64,
+        /// Sequences planned for.
+        sequences: usize,
+        /// Positions of each.
+        context: usize,
     },
     /// Less memory than the plan needs.
     #[error(
@@ -233,7 +271,7 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, EngineError> {
-        let Planned { context, sequences, chunk, layout, groups, limits, plan } =
+        let Planned { context, sequences, chunk, layout, groups, limits, plan, cuda } =
             plan(model, options)?;
         let decoder = &model.description.decoder;
         if let Some(limit) = options.memory_limit
@@ -256,6 +294,24 @@ impl Engine {
                 let cpu =
                     Cpu::new(threads).map_err(|source| EngineError::Threads { threads, source })?;
                 load(cpu, model, layout.clone(), &groups, limits, &mut loaded)?
+            }
+            Device::Cuda(ordinal) => {
+                let free = cuda::device(ordinal)?.free;
+                let loading = CudaPlan::LOADING;
+                if plan.total().saturating_add(loading) > free {
+                    let device = options.device;
+                    return Err(EngineError::DeviceMemory {
+                        device,
+                        free,
+                        plan,
+                        loading,
+                        sequences,
+                        context,
+                    });
+                }
+                let cuda = cuda.as_ref().expect("a plan for a GPU was made");
+                let cuda = Cuda::new(ordinal, model, cuda)?;
+                load(cuda, model, layout.clone(), &groups, limits, &mut loaded)?
             }
         };
         Ok(Engine {
@@ -324,8 +380,14 @@ impl Engine {
         if batch.is_empty() {
             return Vec::new();
         }
-        self.executor.forward(&batch, &mut self.logits);
         let mut events = Vec::new();
+        if let Err(error) = self.executor.forward(&batch, &mut self.logits) {
+            for sequence in self.scheduler.running() {
+                self.scheduler.remove(sequence, &mut self.kv);
+                events.push(Event::Failed { sequence, error: error.clone().into() });
+            }
+            return events;
+        }
         for (id, logits) in sampled.iter().zip(self.logits.chunks_exact(self.logit_width)) {
             let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
             if !commit(sequence, logits, &mut events) {
@@ -341,7 +403,8 @@ impl Engine {
     /// Computes the logits of every token of a text and hands them to `sink` row by row, with the row's index.
     ///
     /// # Errors
-    /// When the text is empty, too long for the context or has unknown tokens, or all sequences are taken.
+    /// When the text is empty, too long for the context or has unknown tokens, when all sequences are taken, or when
+    /// the device failed.
     pub fn score(
         &mut self,
         tokens: &[u32],
@@ -353,7 +416,12 @@ impl Engine {
         };
         for chunk in tokens.chunks(self.chunk.min(SCORE_ROWS)) {
             let start = sequence.positions;
-            self.compute(std::slice::from_mut(&mut sequence), &[chunk], Logits::All);
+            if let Err(error) =
+                self.compute(std::slice::from_mut(&mut sequence), &[chunk], Logits::All)
+            {
+                self.release(sequence);
+                return Err(error);
+            }
             for (offset, logits) in self.logits.chunks_exact(self.logit_width).enumerate() {
                 sink(start + offset, logits);
             }
@@ -371,12 +439,15 @@ impl Engine {
 
     /// Appends the next tokens of each sequence in one batch, and returns the logits of the wanted rows. The tokens
     /// of one sequence are no more than a chunk, and stay within the positions that it holds.
+    ///
+    /// # Errors
+    /// When the device failed.
     pub fn compute(
         &mut self,
         sequences: &mut [HeldSequence],
         tokens: &[&[u32]],
         wanted: Logits,
-    ) -> &[f32] {
+    ) -> Result<&[f32], EngineError> {
         let mut batch = Batch::new(self.groups);
         for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
             let end = sequence.positions + tokens.len();
@@ -385,8 +456,8 @@ impl Engine {
             batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
             sequence.positions = end;
         }
-        self.executor.forward(&batch, &mut self.logits);
-        &self.logits
+        self.executor.forward(&batch, &mut self.logits)?;
+        Ok(&self.logits)
     }
 
     /// Gives the room of a sequence back.
@@ -432,7 +503,7 @@ fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> b
     let (token, logprobs) = match choose(sequence, logits, position) {
         Ok(chosen) => chosen,
         Err(error) => {
-            events.push(Event::Failed { sequence: id, error });
+            events.push(Event::Failed { sequence: id, error: error.into() });
             return false;
         }
     };
@@ -468,6 +539,8 @@ struct Planned {
     groups: Vec<KvGroup>,
     limits: BatchLimits,
     plan: MemoryPlan,
+    /// The same in detail, where it is for a GPU.
+    cuda: Option<CudaPlan>,
 }
 
 fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, EngineError> {
@@ -483,16 +556,23 @@ fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, EngineError> 
     let groups = layout.groups(sequences, context, chunk);
     let limits = BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
 
-    let element = options.device.element_bytes() as u64;
+    if let Device::Cuda(ordinal) = options.device {
+        let cuda = CudaPlan::new(ordinal, model, &layout, &groups, limits, (sequences, context))?;
+        let CudaPlan { weights, kv, workspace, .. } = cuda;
+        let plan = MemoryPlan { weights, kv, workspace };
+        let cuda = Some(cuda);
+        return Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda });
+    }
     let kv_elements = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
         let positions = groups[*group].blocks.saturating_mul(BLOCK_SIZE) as u64;
         positions.saturating_mul(2 * layer.attention.shape.kv_width() as u64)
     });
+    let kv_elements = kv_elements.fold(0, u64::saturating_add);
     let workspace = workspace_elements(decoder, limits.rows, limits.logit_rows) as u64;
     let plan = MemoryPlan {
         weights: model.weight_bytes(),
-        kv: kv_elements.fold(0, u64::saturating_add).saturating_mul(element),
-        workspace: workspace.saturating_mul(element),
+        kv: kv_elements.saturating_mul(options.device.kv_bytes() as u64),
+        workspace: workspace.saturating_mul(options.device.activation_bytes() as u64),
     };
-    Ok(Planned { context, sequences, chunk, layout, groups, limits, plan })
+    Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda: None })
 }

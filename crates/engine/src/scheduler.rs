@@ -95,6 +95,11 @@ impl Scheduler {
         self.running.iter_mut().find(|sequence| sequence.id == id)
     }
 
+    /// The sequences that run.
+    pub fn running(&self) -> Vec<SequenceId> {
+        self.running.iter().map(|sequence| sequence.id).collect()
+    }
+
     /// Ends a sequence, wherever it is, and frees its blocks.
     pub fn remove(&mut self, id: SequenceId, kv: &mut KvPools) {
         self.waiting.retain(|sequence| sequence.id != id);

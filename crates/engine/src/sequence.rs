@@ -1,5 +1,6 @@
 //! One request on its way: its tokens, its limits, and how far it is computed.
 
+use crate::backend::DeviceError;
 use crate::kv::KvSequence;
 use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
 
@@ -57,8 +58,20 @@ pub enum Event {
         /// This sequence.
         sequence: SequenceId,
         /// Why.
-        error: SamplingError,
+        error: GenerationError,
     },
+}
+
+/// Why a sequence cannot go on.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerationError {
+    /// No token can be chosen.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The device failed; nothing runs on it any more.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// A request that waits or runs.

@@ -13,6 +13,7 @@ fn tolerance(device: Device) -> f64 {
     match device {
         Device::Reference => 1e-5,
         Device::Cpu => 1e-4,
+        Device::Cuda(_) => unreachable!("cuda.rs tests GPUs"),
     }
 }
 

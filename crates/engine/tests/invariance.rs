@@ -81,6 +81,7 @@ impl Bench {
                 let cpu = Cpu::new(threads).unwrap();
                 load(cpu, model, layout, &groups, limits, &mut ignore).unwrap()
             }
+            Device::Cuda(_) => unreachable!("cuda.rs tests GPUs"),
         };
         let (width, count) = (decoder.head.rows, groups.len());
         let short_context = decoder.short_context().unwrap_or(usize::MAX);
@@ -101,7 +102,7 @@ impl Bench {
             batch.push(tokens, row.computed, is_long, &row.kv.tables, Logits::All);
         }
         let mut logits = Vec::new();
-        self.executor.forward(&batch, &mut logits);
+        self.executor.forward(&batch, &mut logits).unwrap();
         let mut logits = logits.chunks_exact(self.width);
         for (row, count) in sequences.iter_mut().zip(counts) {
             let end = (row.computed + count).min(row.tokens.len());

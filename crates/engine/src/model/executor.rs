@@ -1,17 +1,21 @@
 //! A loaded model on a backend, behind one call that does not name the backend.
 
+use super::Model;
 use super::forward::{Scratch, forward};
 use super::spec::Decoder;
 use super::weights::Load;
-use super::{Model, ModelError};
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceError};
 use crate::batch::Batch;
+use crate::engine::EngineError;
 use crate::kv::{KvGroup, KvLayout};
 
 /// Runs batches through a loaded model.
 pub trait Executor: Send {
     /// Computes `batch` and leaves the logits of its wanted rows, (logit_rows, head rows), in `logits`.
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>);
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), DeviceError>;
 }
 
 /// The largest batch that an executor has room for.
@@ -35,7 +39,7 @@ struct Loaded<B: Backend> {
 /// of each tensor.
 ///
 /// # Errors
-/// When a tensor is missing; [`Model::open`] has checked all.
+/// When a tensor is missing, though [`Model::open`] has checked all, or when the device failed.
 pub fn load<B: Backend + 'static>(
     mut backend: B,
     model: &Model,
@@ -43,7 +47,7 @@ pub fn load<B: Backend + 'static>(
     groups: &[KvGroup],
     limits: BatchLimits,
     loaded: &mut dyn FnMut(usize),
-) -> Result<Box<dyn Executor>, ModelError> {
+) -> Result<Box<dyn Executor>, EngineError> {
     let mut load = Load { checkpoint: &model.checkpoint, backend: &mut backend, loaded };
     let decoder = model.description.decoder.map(&mut load)?;
     let kv = decoder
@@ -53,13 +57,15 @@ pub fn load<B: Backend + 'static>(
         .map(|(layer, group)| backend.kv(groups[*group].blocks, &layer.attention.shape))
         .collect();
     let scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
+    backend.status()?;
     Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch }))
 }
 
 impl<B: Backend> Executor for Loaded<B> {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) {
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), DeviceError> {
         let Loaded { backend, decoder, layout, kv, scratch } = self;
         let out = forward(backend, decoder, layout, kv, batch, scratch);
         backend.read(logits, out);
+        backend.status()
     }
 }

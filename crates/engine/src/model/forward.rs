@@ -33,7 +33,6 @@ struct Widths {
     chosen: usize,
     up: usize,
     intermediate: usize,
-    rotations: usize,
 }
 
 impl Widths {
@@ -48,7 +47,6 @@ impl Widths {
             chosen: widest(|layer| layer.feed_forward.chosen()),
             up: widest(|layer| layer.feed_forward.up_width()),
             intermediate: widest(|layer| layer.feed_forward.intermediate),
-            rotations: decoder.ropes.iter().map(|rope| 2 * rope.pairs()).sum(),
         }
     }
 }
@@ -79,13 +77,35 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
+/// Rows and width of every buffer that [`Scratch::new`] asks for, and of nothing else.
+pub fn workspace<M, V>(
+    decoder: &Decoder<M, V>,
+    rows: usize,
+    logit_rows: usize,
+) -> Vec<(usize, usize)> {
+    let w = Widths::new(decoder);
+    let slots = rows.saturating_mul(w.chosen);
+    let mut buffers = vec![
+        (rows, w.hidden),
+        (rows, w.hidden),
+        (rows, w.hidden),
+        (rows, w.qkv),
+        (rows, w.query),
+        (rows, w.experts),
+        (slots, w.up),
+        (slots, w.intermediate),
+        (logit_rows, w.hidden),
+        (logit_rows, decoder.head.rows),
+    ];
+    buffers.extend(decoder.ropes.iter().map(|rope| (rows, 2 * rope.pairs())));
+    buffers
+}
+
 /// Activations that [`Scratch::new`] makes room for.
 pub fn workspace_elements<M, V>(decoder: &Decoder<M, V>, rows: usize, logit_rows: usize) -> usize {
-    let w = Widths::new(decoder);
-    let per_expert = w.up + w.intermediate;
-    let per_row = 3 * w.hidden + w.rotations + w.qkv + w.query + w.experts + w.chosen * per_expert;
-    rows.saturating_mul(per_row)
-        .saturating_add(logit_rows.saturating_mul(decoder.hidden + decoder.head.rows))
+    let buffers = workspace(decoder, rows, logit_rows);
+    let elements = buffers.into_iter().map(|(rows, width)| rows.saturating_mul(width));
+    elements.fold(0, usize::saturating_add)
 }
 
 /// Computes `batch`, appends its keys and values to `kv` (one per layer), and leaves in the returned buffer the logits
@@ -98,6 +118,7 @@ pub fn forward<'s, B: Backend>(
     batch: &Batch,
     s: &'s mut Scratch<B>,
 ) -> &'s B::Buffer {
+    b.begin(batch);
     b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens, decoder.embedding.scale);
     if let Some(positions) = &decoder.embedding.positions {
         b.add_rows(&mut s.residual, positions, &batch.positions);

@@ -31,9 +31,12 @@ impl Case {
     }
 }
 
-/// The folder of test data.
+/// The folder of test data, which a copied test program is told.
 pub fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata")
+    match std::env::var_os("OXGPT_TESTDATA") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata"),
+    }
 }
 
 /// All golden checkpoints.

@@ -1,0 +1,634 @@
+//! The CUDA backend: weights, keys, values and activations live in GPU memory, in one arena that was planned before.
+//!
+//! Operations launch kernels and return; what fails is kept, nothing runs after it, and [`Backend::status`] or
+//! [`Backend::read`] tells.
+
+mod batch;
+mod plan;
+
+pub use plan::CudaPlan;
+
+use super::{Backend, DeviceError, HostMatrix};
+use crate::batch::{Batch, BlockTables};
+use crate::format::DType;
+use crate::model::Model;
+use crate::model::spec::{
+    Activation, AttentionShape, Choice, ChoiceWeights, Linear, Nonlinearity, Norm, NormKind, Rope,
+    RopeStyle,
+};
+use batch::DeviceBatch;
+use oxgpt_kernels::{
+    Arena, Buf, CudaError, Gated, Gpu, Grouped, KvElement, KvPool, Matrix, Place, Routing,
+    Uploader, WeightType,
+};
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// How keys and values are stored.
+const KV_ELEMENT: KvElement = KvElement::F16;
+
+/// The CUDA kernels of this build in words, or why it has none.
+pub fn kernels() -> String {
+    match oxgpt_kernels::BUILT {
+        Ok(built) => {
+            let (major, minor) = built.nvcc;
+            format!("CUDA {major}.{minor} kernels for {}", built.architectures)
+        }
+        Err(reason) => format!("no CUDA kernels: {reason}"),
+    }
+}
+
+/// A device that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaDevice {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its memory that are free.
+    pub free: u64,
+    /// Bytes of its memory.
+    pub total: u64,
+}
+
+/// Opens device `ordinal`, or says why it cannot be used.
+///
+/// # Errors
+/// When there are no kernels, no driver, no such device, or when something is too old.
+pub fn device(ordinal: usize) -> Result<CudaDevice, DeviceError> {
+    let gpu = open(ordinal)?;
+    let (free, total) = gpu.memory().map_err(|source| DeviceError::Cuda { ordinal, source })?;
+    Ok(CudaDevice { name: gpu.info().name.clone(), free, total })
+}
+
+/// Bytes a second at which the memory of device `ordinal` can be read.
+///
+/// # Errors
+/// When the device cannot be used or has no gigabyte free.
+pub fn read_bandwidth(ordinal: usize) -> Result<f64, DeviceError> {
+    let failed = |source| DeviceError::Cuda { ordinal, source };
+    let gpu = open(ordinal)?;
+    // Many times the second-level cache.
+    let data = Buf::new(&gpu, 1 << 30).map_err(failed)?;
+    oxgpt_kernels::read_bandwidth(&gpu, &data, 9).map_err(failed)
+}
+
+/// A device is opened once: that takes a while.
+fn open(ordinal: usize) -> Result<Gpu, DeviceError> {
+    static OPENED: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
+    let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(gpu) = opened.iter().find(|gpu| gpu.info().ordinal == ordinal) {
+        return Ok(gpu.clone());
+    }
+    let gpu = Gpu::open(ordinal).map_err(|source| DeviceError::Cuda { ordinal, source })?;
+    opened.push(gpu.clone());
+    Ok(gpu)
+}
+
+/// The CUDA backend.
+pub struct Cuda {
+    gpu: Gpu,
+    arena: Arena,
+    /// Until the weights are loaded.
+    uploader: Option<Uploader>,
+    failure: Option<CudaError>,
+    batch: DeviceBatch,
+    /// Of the model, with their frequencies on the device.
+    ropes: Vec<DeviceRope>,
+    /// Of attention over contexts that are split.
+    partials: Buf<f32>,
+    /// Of a routed model, and the width that its experts give back.
+    routing: Option<(Routing, usize)>,
+}
+
+struct DeviceRope {
+    rope: Rope,
+    frequencies: Buf<f32>,
+    long_frequencies: Option<Buf<f32>>,
+}
+
+/// Rows of f32 activations. The memory is there unless something failed.
+pub struct Buffer {
+    rows: usize,
+    width: usize,
+    data: Option<Buf<f32>>,
+}
+
+/// The experts of each row, their weights, and what the products with them need.
+pub struct Routes {
+    rows: usize,
+    routing: Routing,
+    memory: Option<RoutesMemory>,
+}
+
+struct RoutesMemory {
+    experts: Buf<i32>,
+    weights: Buf<f32>,
+    groups: Buf<i32>,
+    /// What comes back from the experts, (rows * chosen, hidden).
+    returned: Buf<f32>,
+}
+
+/// What is there unless something failed, and after a failure nothing is launched.
+fn present<T>(memory: &Option<T>) -> &T {
+    memory.as_ref().expect("nothing is launched after a failure")
+}
+
+fn present_mut<T>(memory: &mut Option<T>) -> &mut T {
+    memory.as_mut().expect("nothing is launched after a failure")
+}
+
+impl Buffer {
+    fn set(&mut self, rows: usize, width: usize) {
+        (self.rows, self.width) = (rows, width);
+    }
+
+    fn elements(&self) -> usize {
+        self.rows * self.width
+    }
+}
+
+fn weight_type(dtype: DType) -> WeightType {
+    match dtype {
+        DType::F32 => WeightType::F32,
+        DType::F16 => WeightType::F16,
+        DType::BF16 => WeightType::BF16,
+        DType::Q8_0 => WeightType::Q8_0,
+        DType::Q4_0 => WeightType::Q4_0,
+        DType::Q4_1 => WeightType::Q4_1,
+        DType::Q5_0 => WeightType::Q5_0,
+        DType::Q5_1 => WeightType::Q5_1,
+        DType::Q2_K => WeightType::Q2_K,
+        DType::Q3_K => WeightType::Q3_K,
+        DType::Q4_K => WeightType::Q4_K,
+        DType::Q5_K => WeightType::Q5_K,
+        DType::Q6_K => WeightType::Q6_K,
+        DType::IQ4_NL => WeightType::IQ4_NL,
+        DType::IQ4_XS => WeightType::IQ4_XS,
+        DType::MXFP4 => WeightType::MXFP4,
+        other => unreachable!("{other} was refused when the model was opened"),
+    }
+}
+
+fn kernel_shape(shape: &AttentionShape) -> oxgpt_kernels::AttentionShape {
+    oxgpt_kernels::AttentionShape {
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        scale: shape.scale,
+        window: shape.window,
+        soft_cap: shape.soft_cap,
+    }
+}
+
+fn kernel_norm(norm: &Norm<Option<Buf<f32>>>) -> oxgpt_kernels::Norm<'_> {
+    oxgpt_kernels::Norm {
+        weight: present(&norm.weight),
+        bias: norm.bias.as_ref().map(present),
+        eps: norm.eps,
+        centered: norm.kind == NormKind::LayerNorm,
+    }
+}
+
+fn kernel_activation(activation: Activation) -> oxgpt_kernels::Activation {
+    match activation {
+        Activation::GeluErf => oxgpt_kernels::Activation::GeluErf,
+        Activation::GeluTanh => oxgpt_kernels::Activation::GeluTanh,
+        Activation::GeluSigmoid => oxgpt_kernels::Activation::GeluSigmoid,
+        Activation::Relu => oxgpt_kernels::Activation::Relu,
+        Activation::Silu => oxgpt_kernels::Activation::Silu,
+        Activation::Tanh => oxgpt_kernels::Activation::Tanh,
+    }
+}
+
+/// Runs `work` unless something failed before, and keeps its error.
+fn attempt<T>(
+    failure: &mut Option<CudaError>,
+    work: impl FnOnce() -> Result<T, CudaError>,
+) -> Option<T> {
+    if failure.is_some() {
+        return None;
+    }
+    work().map_err(|error| *failure = Some(error)).ok()
+}
+
+impl Cuda {
+    /// Takes the memory of `plan` on a device, for `model`.
+    ///
+    /// # Errors
+    /// When the device cannot be used or has less memory free.
+    pub fn new(ordinal: usize, model: &Model, plan: &CudaPlan) -> Result<Self, DeviceError> {
+        let gpu = open(ordinal)?;
+        Self::with_gpu(gpu, model, plan).map_err(|source| DeviceError::Cuda { ordinal, source })
+    }
+
+    fn with_gpu(gpu: Gpu, model: &Model, plan: &CudaPlan) -> Result<Self, CudaError> {
+        let mut arena = Arena::new(&gpu, plan.total())?;
+        let mut uploader = Uploader::new(&gpu)?;
+        let decoder = &model.description.decoder;
+        let mut ropes = Vec::new();
+        for rope in &decoder.ropes {
+            let long = rope.longer.as_ref().map(|longer| &longer.inverse_frequencies);
+            ropes.push(DeviceRope {
+                rope: rope.clone(),
+                frequencies: uploader.vector(&mut arena, &rope.inverse_frequencies)?,
+                long_frequencies: long.map(|long| uploader.vector(&mut arena, long)).transpose()?,
+            });
+        }
+        let batch = DeviceBatch::new(&mut arena, &plan.batch)?;
+        let partials = arena.buffer(plan.partials)?;
+        Ok(Cuda {
+            gpu,
+            arena,
+            uploader: Some(uploader),
+            failure: None,
+            batch,
+            ropes,
+            partials,
+            routing: plan.routing.map(|routing| (routing, decoder.hidden)),
+        })
+    }
+
+    /// `out = x * weight.transposed() + bias` in the columns from `start` on of rows of `stride`, or added to them.
+    fn product(
+        &mut self,
+        out: &mut Buffer,
+        place: Place,
+        x: &Buffer,
+        weight: &Option<Matrix>,
+        bias: Option<&Option<Buf<f32>>>,
+        accumulate: bool,
+    ) {
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            oxgpt_kernels::product(
+                gpu,
+                present_mut(&mut out.data),
+                place,
+                present(&x.data),
+                present(weight),
+                bias.map(present),
+                x.rows,
+                accumulate,
+            )
+        });
+    }
+}
+
+impl Backend for Cuda {
+    type Matrix = Option<Matrix>;
+    type Vector = Option<Buf<f32>>;
+    type Buffer = Buffer;
+    type Kv = Option<KvPool>;
+    type Routes = Routes;
+
+    fn matrix(&mut self, matrix: HostMatrix) -> Option<Matrix> {
+        let Cuda { uploader, arena, failure, .. } = self;
+        let uploader = uploader.as_mut().expect("weights come before the first batch");
+        attempt(failure, || {
+            let kind = weight_type(matrix.dtype);
+            uploader.matrix(arena, kind, (matrix.rows, matrix.cols), &matrix.bytes)
+        })
+    }
+
+    fn vector(&mut self, vector: Vec<f32>) -> Option<Buf<f32>> {
+        let Cuda { uploader, arena, failure, .. } = self;
+        let uploader = uploader.as_mut().expect("weights come before the first batch");
+        attempt(failure, || uploader.vector(arena, &vector))
+    }
+
+    fn buffer(&mut self, rows: usize, width: usize) -> Buffer {
+        let arena = &mut self.arena;
+        let data = attempt(&mut self.failure, || arena.buffer(rows * width));
+        Buffer { rows: 0, width, data }
+    }
+
+    fn routes(&mut self, rows: usize, chosen: usize) -> Routes {
+        let none = Routing { experts: 0, top_k: 0, softmax_before: false, renormalize: false };
+        let Some((routing, hidden)) = self.routing else {
+            return Routes { rows: 0, routing: none, memory: None };
+        };
+        debug_assert!(chosen <= routing.top_k);
+        let slots = rows * routing.top_k;
+        let arena = &mut self.arena;
+        let memory = attempt(&mut self.failure, || {
+            Ok(RoutesMemory {
+                experts: arena.buffer(slots)?,
+                weights: arena.buffer(slots)?,
+                groups: arena.buffer(oxgpt_kernels::group_words(&routing, rows))?,
+                returned: arena.buffer(slots * hidden)?,
+            })
+        });
+        Routes { rows: 0, routing, memory }
+    }
+
+    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Option<KvPool> {
+        let arena = &mut self.arena;
+        attempt(&mut self.failure, || KvPool::new(arena, blocks, &kernel_shape(shape), KV_ELEMENT))
+    }
+
+    fn status(&mut self) -> Result<(), DeviceError> {
+        let Cuda { uploader, failure, gpu, .. } = self;
+        if let Some(uploader) = uploader.take() {
+            attempt(failure, || uploader.finish());
+        }
+        match failure {
+            None => Ok(()),
+            Some(error) => {
+                Err(DeviceError::Cuda { ordinal: gpu.info().ordinal, source: error.clone() })
+            }
+        }
+    }
+
+    fn begin(&mut self, batch: &Batch) {
+        let device_batch = &mut self.batch;
+        attempt(&mut self.failure, || device_batch.write(batch));
+    }
+
+    fn embed(&mut self, out: &mut Buffer, table: &Option<Matrix>, rows: &[u32], scale: f32) {
+        let Cuda { gpu, failure, batch, .. } = self;
+        attempt(failure, || {
+            let table = present(table);
+            out.set(rows.len(), table.cols());
+            let on_device = batch.tokens(rows)?;
+            let out = present_mut(&mut out.data);
+            oxgpt_kernels::embed(gpu, out, table, on_device, rows.len(), scale)
+        });
+    }
+
+    fn add_rows(&mut self, out: &mut Buffer, table: &Option<Matrix>, rows: &[u32]) {
+        let Cuda { gpu, failure, batch, .. } = self;
+        attempt(failure, || {
+            let on_device = batch.positions(rows)?;
+            let out = present_mut(&mut out.data);
+            oxgpt_kernels::add_rows(gpu, out, present(table), on_device, rows.len())
+        });
+    }
+
+    fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm<Option<Buf<f32>>>) {
+        out.set(x.rows, x.width);
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let (rows, at) = (x.rows, (0, x.width));
+            let (out, x) = (present_mut(&mut out.data), present(&x.data));
+            oxgpt_kernels::norm(gpu, out, at, Some(x), at, rows, 1, kernel_norm(norm))
+        });
+    }
+
+    fn norm_heads(&mut self, x: &mut Buffer, heads: Range<usize>, norm: &Norm<Option<Buf<f32>>>) {
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let norm = kernel_norm(norm);
+            let at = (heads.start * norm.weight.len(), x.width);
+            let data = present_mut(&mut x.data);
+            oxgpt_kernels::norm(gpu, data, at, None, at, x.rows, heads.len(), norm)
+        });
+    }
+
+    fn matmul(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
+    ) {
+        let outputs =
+            |linear: &Linear<Option<Matrix>, _>| linear.weight.as_ref().map_or(0, Matrix::rows);
+        let stride = linears.iter().map(outputs).sum();
+        out.set(x.rows, stride);
+        let mut start = 0;
+        for linear in linears {
+            let place = Place { start, stride };
+            self.product(out, place, x, &linear.weight, linear.bias.as_ref(), false);
+            start += outputs(linear);
+        }
+    }
+
+    fn matmul_add(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
+    ) {
+        let place = Place { start: 0, stride: out.width };
+        self.product(out, place, x, &linear.weight, linear.bias.as_ref(), true);
+    }
+
+    fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &Option<Matrix>) {
+        let stride = weight.as_ref().map_or(0, Matrix::rows);
+        out.set(x.rows, stride);
+        self.product(out, Place { start: 0, stride }, x, weight, None, false);
+    }
+
+    fn add(&mut self, out: &mut Buffer, x: &Buffer) {
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            oxgpt_kernels::add(gpu, present_mut(&mut out.data), present(&x.data), x.elements())
+        });
+    }
+
+    fn zero_like(&mut self, out: &mut Buffer, like: &Buffer) {
+        out.set(like.rows, like.width);
+        attempt(&mut self.failure, || present_mut(&mut out.data).fill_bytes(0));
+    }
+
+    fn soft_cap(&mut self, x: &mut Buffer, cap: f32) {
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let elements = x.elements();
+            oxgpt_kernels::soft_cap(gpu, present_mut(&mut x.data), elements, cap)
+        });
+    }
+
+    fn rotations(&mut self, out: &mut Buffer, rope: &Rope, batch: &Batch) {
+        out.set(batch.rows(), 2 * rope.pairs());
+        let Cuda { gpu, failure, batch: device_batch, ropes, .. } = self;
+        attempt(failure, || {
+            let known = ropes.iter().find(|known| known.rope == *rope);
+            let known = known.expect("the ropes of a model were taken over with it");
+            let kernel_rope = oxgpt_kernels::Rope {
+                frequencies: &known.frequencies,
+                long_frequencies: known.long_frequencies.as_ref(),
+                magnitude: rope.magnitude,
+            };
+            let (positions, is_long) = device_batch.positions_and_lengths();
+            let out = present_mut(&mut out.data);
+            oxgpt_kernels::rotations(gpu, out, kernel_rope, positions, is_long, batch.rows())
+        });
+    }
+
+    fn rotate(
+        &mut self,
+        qkv: &mut Buffer,
+        rotations: &Buffer,
+        rope: &Rope,
+        shape: &AttentionShape,
+    ) {
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            oxgpt_kernels::rotate(
+                gpu,
+                present_mut(&mut qkv.data),
+                present(&rotations.data),
+                qkv.rows,
+                qkv.width,
+                (shape.heads + shape.kv_heads, shape.head_dim),
+                rope.pairs(),
+                rope.style == RopeStyle::Pairs,
+            )
+        });
+    }
+
+    fn append(
+        &mut self,
+        kv: &mut Option<KvPool>,
+        qkv: &Buffer,
+        batch: &Batch,
+        tables: &BlockTables,
+        shape: &AttentionShape,
+    ) {
+        let Cuda { gpu, failure, batch: device_batch, .. } = self;
+        attempt(failure, || {
+            let at = device_batch.place(batch, tables)?;
+            let qkv = present(&qkv.data);
+            oxgpt_kernels::append(gpu, present_mut(kv), qkv, at, &kernel_shape(shape))
+        });
+    }
+
+    fn attend(
+        &mut self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &Option<KvPool>,
+        batch: &Batch,
+        tables: &BlockTables,
+        shape: &AttentionShape,
+        sinks: Option<&Option<Buf<f32>>>,
+    ) {
+        out.set(batch.rows(), shape.query_width());
+        let Cuda { gpu, failure, batch: device_batch, partials, .. } = self;
+        attempt(failure, || {
+            oxgpt_kernels::attend(
+                gpu,
+                present_mut(&mut out.data),
+                present(&qkv.data),
+                present(kv),
+                device_batch.place(batch, tables)?,
+                &kernel_shape(shape),
+                sinks.map(present),
+                partials,
+            )
+        });
+    }
+
+    fn activate(&mut self, out: &mut Buffer, x: &Buffer, nonlinearity: Nonlinearity) {
+        let width = if nonlinearity.is_gated() { x.width / 2 } else { x.width };
+        out.set(x.rows, width);
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let (out, data) = (present_mut(&mut out.data), present(&x.data));
+            let gated = match nonlinearity {
+                Nonlinearity::Plain(activation) => {
+                    let activation = kernel_activation(activation);
+                    return oxgpt_kernels::activate(gpu, out, data, x.elements(), activation);
+                }
+                Nonlinearity::Gated(activation) => Gated::Plain(kernel_activation(activation)),
+                Nonlinearity::ClampedSwiglu { alpha, limit } => {
+                    Gated::ClampedSwiglu { limit, alpha }
+                }
+            };
+            oxgpt_kernels::activate_gated(gpu, out, data, (x.rows, width), gated)
+        });
+    }
+
+    fn route(&mut self, routes: &mut Routes, router: &Buffer, choice: Choice) {
+        routes.rows = router.rows;
+        routes.routing = Routing {
+            experts: router.width,
+            top_k: choice.count,
+            softmax_before: choice.weights == ChoiceWeights::SoftmaxOfAll,
+            renormalize: false,
+        };
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let (rows, routing) = (routes.rows, routes.routing);
+            let RoutesMemory { experts, weights, groups, .. } = present_mut(&mut routes.memory);
+            oxgpt_kernels::route(gpu, experts, weights, present(&router.data), rows, routing)?;
+            oxgpt_kernels::group_slots(gpu, groups, experts, rows, routing)
+        });
+    }
+
+    fn expert_matmul(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
+        routes: &Routes,
+    ) {
+        let Routing { experts, top_k, .. } = routes.routing;
+        let outputs = |linear: &Linear<Option<Matrix>, _>| {
+            linear.weight.as_ref().map_or(0, Matrix::rows) / experts
+        };
+        let stride = linears.iter().map(outputs).sum();
+        out.set(routes.rows * top_k, stride);
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let groups = &present(&routes.memory).groups;
+            let grouped = Grouped { groups, rows: routes.rows, top_k, experts };
+            let (out, x) = (present_mut(&mut out.data), present(&x.data));
+            let mut start = 0;
+            for linear in linears {
+                let place = Place { start, stride };
+                let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
+                oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, false)?;
+                start += outputs(linear);
+            }
+            Ok(())
+        });
+    }
+
+    fn expert_matmul_add(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
+        routes: &Routes,
+    ) {
+        let Routing { experts, top_k, .. } = routes.routing;
+        let gpu = &self.gpu;
+        attempt(&mut self.failure, || {
+            let RoutesMemory { weights, groups, returned, .. } = present(&routes.memory);
+            let grouped = Grouped { groups, rows: routes.rows, top_k, experts };
+            let place = Place { start: 0, stride: out.width };
+            // Scratch: what it holds is nobody's but this operation's.
+            let mut returned = returned.share();
+            let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
+            let x = present(&x.data);
+            oxgpt_kernels::product_grouped(
+                gpu,
+                &mut returned,
+                place,
+                x,
+                weight,
+                bias,
+                grouped,
+                true,
+            )?;
+            let shape = (routes.rows, out.width);
+            let out = present_mut(&mut out.data);
+            oxgpt_kernels::combine(gpu, out, &returned, weights, shape, top_k)
+        });
+    }
+
+    fn gather(&mut self, out: &mut Buffer, x: &Buffer, rows: &[u32]) {
+        out.set(rows.len(), x.width);
+        let Cuda { gpu, failure, batch, .. } = self;
+        attempt(failure, || {
+            let on_device = batch.logit_rows(rows)?;
+            let (out, data) = (present_mut(&mut out.data), present(&x.data));
+            oxgpt_kernels::gather(gpu, out, data, on_device, rows.len(), x.width)
+        });
+    }
+
+    fn read(&mut self, out: &mut Vec<f32>, x: &Buffer) {
+        out.resize(x.elements(), 0.0);
+        attempt(&mut self.failure, || present(&x.data).read(out));
+    }
+}

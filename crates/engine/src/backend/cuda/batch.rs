@@ -1,0 +1,144 @@
+//! The arrays of a batch on the device.
+
+use crate::batch::{Batch, BlockTables};
+use oxgpt_kernels::{Arena, Buf, CudaError, Positions};
+
+/// What a batch may have at the most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BatchRoom {
+    /// Rows, and so sequences.
+    pub rows: usize,
+    /// Rows that want logits.
+    pub logit_rows: usize,
+    /// Blocks in the tables of all sequences, for each KV group.
+    pub table_blocks: Vec<usize>,
+}
+
+/// Arrays of numbers for each row, copied to the device at once.
+const ARRAYS: usize = 5;
+
+impl BatchRoom {
+    /// Rows that each array has room for.
+    fn array_len(&self) -> usize {
+        self.rows.max(self.logit_rows)
+    }
+
+    /// The lengths of the buffers of a [`DeviceBatch`].
+    pub fn buffers(&self) -> Vec<usize> {
+        let offsets = self.rows + 1;
+        let tables = self.table_blocks.iter().flat_map(|blocks| [offsets, *blocks]);
+        [ARRAYS * self.array_len()].into_iter().chain(tables).collect()
+    }
+}
+
+/// The arrays of the current batch.
+pub(super) struct DeviceBatch {
+    array_len: usize,
+    /// Tokens, positions, logit rows, sequence of each row, whether it is long: room for as many rows each.
+    all: Buf<u32>,
+    arrays: [Buf<u32>; ARRAYS],
+    /// Of each KV group: where the table of each sequence starts, and the tables.
+    tables: Vec<(Buf<u32>, Buf<u32>)>,
+    host: Vec<u32>,
+    /// The batch that was written, to know which of its arrays is asked for.
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    logit_rows: Vec<u32>,
+    last: usize,
+}
+
+impl DeviceBatch {
+    pub fn new(arena: &mut Arena, room: &BatchRoom) -> Result<Self, CudaError> {
+        let mut buffers = room.buffers().into_iter();
+        let mut next = || arena.buffer(buffers.next().unwrap_or(0));
+        let array_len = room.array_len();
+        let all = next()?;
+        let arrays = std::array::from_fn(|i| all.part(i * array_len, array_len));
+        let tables: Result<Vec<_>, CudaError> =
+            room.table_blocks.iter().map(|_| Ok((next()?, next()?))).collect();
+        Ok(DeviceBatch {
+            array_len,
+            all,
+            arrays,
+            tables: tables?,
+            host: vec![0; ARRAYS * array_len],
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            logit_rows: Vec::new(),
+            last: 0,
+        })
+    }
+
+    /// Copies a batch to the device.
+    pub fn write(&mut self, batch: &Batch) -> Result<(), CudaError> {
+        let mut arrays = self.host.chunks_mut(self.array_len);
+        let mut fill = |values: &mut dyn Iterator<Item = u32>| {
+            let array = arrays.next().expect("there are as many arrays");
+            array.iter_mut().zip(values).for_each(|(to, from)| *to = from);
+        };
+        fill(&mut batch.tokens.iter().copied());
+        fill(&mut batch.positions.iter().copied());
+        fill(&mut batch.logit_rows.iter().copied());
+        fill(&mut batch.rows_with_sequence().map(|(_, sequence)| sequence as u32));
+        fill(&mut batch.rows_with_sequence().map(|(_, s)| u32::from(batch.is_long[s])));
+        self.all.write(&self.host)?;
+        for ((offsets, blocks), tables) in self.tables.iter_mut().zip(&batch.block_tables) {
+            offsets.write(&tables.offsets)?;
+            blocks.write(&tables.blocks)?;
+        }
+        self.tokens.clone_from(&batch.tokens);
+        self.positions.clone_from(&batch.positions);
+        self.logit_rows.clone_from(&batch.logit_rows);
+        self.last = batch.positions.iter().max().map_or(0, |last| *last as usize);
+        Ok(())
+    }
+
+    /// The tokens, which are `rows`.
+    pub fn tokens(&mut self, rows: &[u32]) -> Result<&Buf<u32>, CudaError> {
+        Self::array(&mut self.arrays[0], &mut self.tokens, rows)
+    }
+
+    /// The positions, which are `rows`.
+    pub fn positions(&mut self, rows: &[u32]) -> Result<&Buf<u32>, CudaError> {
+        Self::array(&mut self.arrays[1], &mut self.positions, rows)
+    }
+
+    /// The rows that want logits, which are `rows`.
+    pub fn logit_rows(&mut self, rows: &[u32]) -> Result<&Buf<u32>, CudaError> {
+        Self::array(&mut self.arrays[2], &mut self.logit_rows, rows)
+    }
+
+    /// An array of the batch, written again if it is not what is asked for.
+    fn array<'a>(
+        array: &'a mut Buf<u32>,
+        written: &mut Vec<u32>,
+        rows: &[u32],
+    ) -> Result<&'a Buf<u32>, CudaError> {
+        if written != rows {
+            array.write(rows)?;
+            written.clear();
+            written.extend_from_slice(rows);
+        }
+        Ok(array)
+    }
+
+    /// Of each row its position, and whether its sequence is long.
+    pub fn positions_and_lengths(&self) -> (&Buf<u32>, &Buf<u32>) {
+        (&self.arrays[1], &self.arrays[4])
+    }
+
+    /// Where the rows of the batch lie, by the tables of one KV group.
+    pub fn place(&self, batch: &Batch, tables: &BlockTables) -> Result<Positions<'_>, CudaError> {
+        let same = |other: &&BlockTables| std::ptr::eq::<BlockTables>(*other, tables);
+        let group = batch.block_tables.iter().position(|other| same(&other));
+        let (table_offsets, blocks) = &self.tables[group.expect("the tables are the batch's")];
+        Ok(Positions {
+            positions: &self.arrays[1],
+            sequences: &self.arrays[3],
+            table_offsets,
+            blocks,
+            rows: batch.rows(),
+            last: self.last,
+        })
+    }
+}

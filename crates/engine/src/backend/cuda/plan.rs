@@ -1,0 +1,129 @@
+//! The memory that a model takes on a GPU, before any of it is taken.
+
+use super::batch::BatchRoom;
+use super::{KV_ELEMENT, kernel_shape, open, weight_type};
+use crate::backend::DeviceError;
+use crate::format::Checkpoint;
+use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout};
+use crate::model::Model;
+use crate::model::executor::BatchLimits;
+use crate::model::forward::workspace;
+use crate::model::spec::{MapWeights, TensorSource};
+use crate::model::weights::stored_type;
+use oxgpt_kernels::{Arena, KvPool, MAX_HEAD_DIM, Routing, Uploader};
+
+/// What a model takes on a GPU.
+#[derive(Clone, Debug)]
+pub struct CudaPlan {
+    /// Bytes of weights.
+    pub weights: u64,
+    /// Bytes of keys and values.
+    pub kv: u64,
+    /// Bytes of everything else.
+    pub workspace: u64,
+    pub(super) batch: BatchRoom,
+    /// Elements of partial sums of attention.
+    pub(super) partials: usize,
+    /// The most experts, and the most chosen, of any layer.
+    pub(super) routing: Option<Routing>,
+}
+
+impl CudaPlan {
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        self.weights.saturating_add(self.kv).saturating_add(self.workspace)
+    }
+
+    /// Bytes that loading takes beside them, and gives back.
+    pub const LOADING: u64 = Uploader::DEVICE_BYTES;
+
+    /// What `model` takes with these pools, for `sequences` sequences of `context` positions.
+    ///
+    /// # Errors
+    /// When the device cannot be used, or not for this model.
+    pub fn new(
+        ordinal: usize,
+        model: &Model,
+        layout: &KvLayout,
+        groups: &[KvGroup],
+        limits: BatchLimits,
+        (sequences, context): (usize, usize),
+    ) -> Result<Self, DeviceError> {
+        let gpu = open(ordinal)?;
+        let decoder = &model.description.decoder;
+        let shapes = || decoder.layers.iter().map(|layer| kernel_shape(&layer.attention.shape));
+        if let Some(wide) = shapes().find(|shape| shape.head_dim > MAX_HEAD_DIM) {
+            let (found, most) = (wide.head_dim, MAX_HEAD_DIM);
+            return Err(DeviceError::HeadWidth { ordinal, found, most });
+        }
+        let mut weights = Weights { checkpoint: &model.checkpoint, bytes: 0 };
+        let Ok(_) = decoder.map(&mut weights);
+        let floats = |count: usize| Arena::padded(4 * count as u64);
+        for rope in &decoder.ropes {
+            let tables = 1 + u64::from(rope.longer.is_some());
+            weights.bytes += tables * floats(rope.pairs());
+        }
+
+        let kv = shapes()
+            .zip(&layout.group_of_layer)
+            .map(|(shape, group)| KvPool::bytes(groups[*group].blocks, &shape, KV_ELEMENT));
+        let kv = kv.fold(0, u64::saturating_add);
+
+        let table_blocks = sequences.saturating_mul(context.div_ceil(BLOCK_SIZE));
+        let batch = BatchRoom {
+            rows: limits.rows,
+            logit_rows: limits.logit_rows,
+            table_blocks: vec![table_blocks; groups.len()],
+        };
+        let partials = shapes()
+            .map(|shape| oxgpt_kernels::partial_elements(&gpu, &shape, limits.rows, context))
+            .max()
+            .unwrap_or(0);
+        let routers = decoder.layers.iter().filter_map(|layer| layer.feed_forward.router.as_ref());
+        // One room for the routes of all layers.
+        let routing = routers.fold(None, |most: Option<Routing>, router| {
+            let (experts, top_k) = most.map_or((0, 0), |most| (most.experts, most.top_k));
+            Some(Routing {
+                experts: experts.max(router.experts),
+                top_k: top_k.max(router.choice.count),
+                softmax_before: false,
+                renormalize: false,
+            })
+        });
+        let mut buffers: Vec<usize> = batch.buffers();
+        buffers.push(partials);
+        if let Some(routing) = &routing {
+            let slots = limits.rows * routing.top_k;
+            let groups = oxgpt_kernels::group_words(routing, limits.rows);
+            buffers.extend([slots, slots, groups, slots * decoder.hidden]);
+        }
+        let activations = workspace(decoder, limits.rows, limits.logit_rows);
+        buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));
+        let workspace = buffers.into_iter().map(floats).fold(0, u64::saturating_add);
+        Ok(CudaPlan { weights: weights.bytes, kv, workspace, batch, partials, routing })
+    }
+}
+
+/// Adds up what the weights take in an arena.
+struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    bytes: u64,
+}
+
+impl MapWeights<TensorSource, TensorSource> for Weights<'_> {
+    type Matrix = ();
+    type Vector = ();
+    type Error = std::convert::Infallible;
+
+    fn matrix(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
+        if let Some(dtype) = stored_type(self.checkpoint, source) {
+            self.bytes += weight_type(dtype).matrix_bytes(source.rows, source.cols);
+        }
+        Ok(())
+    }
+
+    fn vector(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
+        self.bytes += Arena::padded(4 * source.cols as u64);
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! Models on a GPU: the logits and greedy tokens of `transformers`, the same bits in every batch, nothing left behind.
+//!
+//! Without a CUDA driver the tests say so and pass; with `OXGPT_REQUIRE_GPU=1` they fail then. `OXGPT_TESTDATA` names the
+//! test data where it is not in the source tree.
+
+mod common;
+
+use common::{Golden, cases, engine, relative_l2, testdata};
+use oxgpt_engine::backend::cuda;
+use oxgpt_engine::engine::{Device, Engine, EngineError, EngineOptions, MemoryPlan};
+use oxgpt_engine::model::Model;
+use oxgpt_engine::sampler::SamplingOptions;
+use oxgpt_engine::sequence::{Event, Request};
+
+const GPU: Device = Device::Cuda(0);
+
+/// The largest relative L2 distance from `transformers` in float32: keys and values are stored as F16, everything else is
+/// F32.
+const TOLERANCE: f64 = 1e-3;
+
+/// Whether there is a GPU, or a word on why the test is skipped.
+fn has_gpu() -> bool {
+    match cuda::device(0) {
+        Ok(_) => true,
+        Err(error) => {
+            let required = std::env::var_os("OXGPT_REQUIRE_GPU").is_some_and(|value| value == "1");
+            assert!(!required, "OXGPT_REQUIRE_GPU=1, but {error}");
+            println!("skipped: {error}");
+            false
+        }
+    }
+}
+
+fn score(model: &Model, device: Device, chunk: usize, tokens: &[u32]) -> Vec<f32> {
+    let mut logits = Vec::new();
+    let mut engine = engine(model, device, chunk, 1);
+    engine.score(tokens, &mut |_, row| logits.extend_from_slice(row)).unwrap();
+    logits
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+#[test]
+fn logits_equal_transformers() {
+    if !has_gpu() {
+        return;
+    }
+    let mut failures = Vec::new();
+    for case in &cases() {
+        let model = Model::open(&case.model_path()).unwrap();
+        let golden = Golden::read(&case.golden_path());
+        for index in 0..case.sequences {
+            let (tokens, expected) = (golden.ids("tokens", index), golden.logits(index));
+            let distance = relative_l2(&score(&model, GPU, 16, &tokens), &expected);
+            println!("{:<40} {index} {distance:.2e}", case.name);
+            if distance.is_nan() || distance > TOLERANCE {
+                failures.push(format!("{} {index}: {distance:.2e}", case.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    if !has_gpu() {
+        return;
+    }
+    for case in &cases() {
+        let model = Model::open(&case.model_path()).unwrap();
+        let golden = Golden::read(&case.golden_path());
+        let mut engine = engine(&model, GPU, 16, case.sequences);
+        // All sequences at once: what runs beside a sequence must not show.
+        let mut expected = Vec::new();
+        for index in 0..case.sequences {
+            let greedy = golden.ids("greedy", index);
+            let request = request(golden.ids("tokens", index), greedy.len());
+            expected.push((engine.submit(request).unwrap(), greedy, Vec::new()));
+        }
+        while !engine.is_idle() {
+            for event in engine.step() {
+                match event {
+                    Event::Token { sequence, token, .. } => {
+                        expected.iter_mut().find(|(id, ..)| *id == sequence).unwrap().2.push(token);
+                    }
+                    Event::Failed { error, .. } => panic!("{}: {error}", case.name),
+                    Event::Finished { .. } => {}
+                }
+            }
+        }
+        for (id, greedy, found) in expected {
+            assert_eq!(found, greedy, "{} {id:?}", case.name);
+        }
+    }
+}
+
+fn request(tokens: Vec<u32>, max_tokens: usize) -> Request {
+    Request {
+        tokens,
+        max_tokens: Some(max_tokens),
+        sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
+        choice: 0,
+        end_tokens: Vec::new(),
+        logprobs: None,
+    }
+}
+
+#[test]
+fn chunks_and_repeats_do_not_change_a_bit() {
+    if !has_gpu() {
+        return;
+    }
+    for case in &cases() {
+        let model = Model::open(&case.model_path()).unwrap();
+        let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
+        let one_by_one = bits(&score(&model, GPU, 1, &tokens));
+        for chunk in [2, 3, 5, 8, 17, 64] {
+            let chunked = bits(&score(&model, GPU, chunk, &tokens));
+            assert_eq!(chunked, one_by_one, "{} in chunks of {chunk}", case.name);
+        }
+    }
+    let model = Model::open(&testdata().join("../models/demo.gguf")).unwrap();
+    let tokens: Vec<u32> = (0..400).map(|i| i * 7 % 1000).collect();
+    let first = bits(&score(&model, GPU, 256, &tokens));
+    let mut engine = engine(&model, GPU, 256, 1);
+    for round in 0..100 {
+        let mut again = Vec::new();
+        engine.score(&tokens, &mut |_, row| again.extend_from_slice(row)).unwrap();
+        assert_eq!(bits(&again), first, "round {round}");
+    }
+}
+
+#[test]
+fn the_demo_is_near_the_cpu() {
+    if !has_gpu() {
+        return;
+    }
+    let model = Model::open(&testdata().join("../models/demo.gguf")).unwrap();
+    let tokens: Vec<u32> = (0..500).map(|i| i * 11 % 3000).collect();
+    let cpu = score(&model, Device::Cpu, 64, &tokens);
+    let distance = relative_l2(&score(&model, GPU, 64, &tokens), &cpu);
+    assert!(distance < TOLERANCE, "{distance:.2e}");
+}
+
+#[test]
+fn nothing_is_left_on_the_device() {
+    if !has_gpu() {
+        return;
+    }
+    let case = &cases()[0];
+    let model = Model::open(&case.model_path()).unwrap();
+    let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
+    let round = || {
+        let mut engine = engine(&model, GPU, 16, 1);
+        engine.submit(request(tokens.clone(), 2)).unwrap();
+        while !engine.is_idle() {
+            engine.step();
+        }
+    };
+    // Under a memory checker every load takes long.
+    let rounds = if std::env::var_os("OXGPT_FEW_ROUNDS").is_some() { 10 } else { 1000 };
+    round();
+    let before = cuda::device(0).unwrap().free;
+    (0..rounds).for_each(|_| round());
+    // Tests beside this one take and give back memory too; a leak of a thousand rounds would be far larger.
+    let after = cuda::device(0).unwrap().free;
+    let lost = before.saturating_sub(after);
+    assert!(lost < 512 << 20, "{lost} bytes are gone after {rounds} rounds");
+}
+
+#[test]
+fn one_byte_too_few_is_refused_with_the_plan() {
+    if !has_gpu() {
+        return;
+    }
+    let model = Model::open(&testdata().join("../models/demo.gguf")).unwrap();
+    let options = EngineOptions { device: GPU, ..EngineOptions::default() };
+    let total = MemoryPlan::new(&model, &options).unwrap().total();
+    let limited = |limit| {
+        let options = EngineOptions { memory_limit: Some(limit), ..options.clone() };
+        Engine::new(&model, &options, &mut |_, _| {})
+    };
+    assert!(limited(total).is_ok());
+    match limited(total - 1).err() {
+        Some(EngineError::MemoryLimit { limit, plan, .. }) => {
+            assert_eq!((limit, plan.total()), (total - 1, total));
+        }
+        other => panic!("{other:?}"),
+    }
+    // More than any card has.
+    let options = EngineOptions { sequences: 1 << 24, ..options };
+    let error = Engine::new(&model, &options, &mut |_, _| {}).err().unwrap();
+    assert!(matches!(error, EngineError::DeviceMemory { .. }), "{error}");
+}
