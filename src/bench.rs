@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use oxgpt_engine::backend::cpu::bandwidth::read_bandwidth;
 use oxgpt_engine::backend::cpu::cores::physical_cores;
 use oxgpt_engine::backend::cuda;
-use oxgpt_engine::batch::Logits;
+use oxgpt_engine::batch::{Logits, Origin};
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, HeldSequence};
 use oxgpt_engine::model::Model;
 use serde::Serialize;
@@ -160,7 +160,12 @@ impl Bench {
             for (index, tokens) in tokens.chunks(chunk).enumerate() {
                 let last = (index + 1) * chunk >= count;
                 let wanted = if last { Logits::Last } else { Logits::None };
-                self.engine.compute(std::slice::from_mut(sequence), &[tokens], wanted)?;
+                self.engine.compute(
+                    std::slice::from_mut(sequence),
+                    &[tokens],
+                    Origin::Prompt,
+                    wanted,
+                )?;
             }
         }
         Ok(())
@@ -171,7 +176,7 @@ impl Bench {
         for _ in 0..count {
             let tokens = self.tokens(held.len());
             let tokens: Vec<&[u32]> = tokens.chunks(1).collect();
-            self.engine.compute(held, &tokens, Logits::Last)?;
+            self.engine.compute(held, &tokens, Origin::Generated, Logits::Last)?;
         }
         Ok(())
     }

@@ -105,6 +105,7 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
         context: engine.ctx,
         threads: engine.threads,
         memory_limit: args.memory_limit,
+        chunk: device.chunk(),
         ..EngineOptions::default()
     })
 }

@@ -46,6 +46,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         device,
         context: args.ctx,
         sequences: args.sequences,
+        chunk: device.chunk(),
         ..EngineOptions::default()
     };
     let plan = MemoryPlan::new(&model, &options)?;

@@ -12,6 +12,9 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Whether each sequence is rotated as the long ones are; see [`crate::model::spec::Longer`].
     pub is_long: Vec<bool>,
+    /// How many of the first rows are tokens that were generated, each of a sequence of its own; the others are of prompts. A
+    /// backend may compute prompts in another way, so a row is one or the other whatever is beside it.
+    pub generated: usize,
     /// Where the rows of each sequence start; one entry more than there are sequences.
     pub row_offsets: Vec<u32>,
     /// The block tables of every KV group, in the order of the groups.
@@ -93,6 +96,15 @@ impl Batch {
             rows.map(move |row| (row, sequence))
         })
     }
+}
+
+/// Where the tokens of a batch come from; see [`Batch::generated`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// From prompts, or texts that are scored.
+    Prompt,
+    /// They were generated: one for each sequence.
+    Generated,
 }
 
 /// Which rows of a sequence want logits.

@@ -5,7 +5,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cpu::cores::physical_cores;
 use crate::backend::cuda::{self, Cuda, CudaPlan};
 use crate::backend::reference::Reference;
-use crate::batch::{Batch, Logits};
+use crate::batch::{Batch, Logits, Origin};
 use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
 use crate::model::executor::{BatchLimits, Executor, load};
 use crate::model::forward::workspace_elements;
@@ -42,6 +42,15 @@ impl fmt::Display for Device {
 }
 
 impl Device {
+    /// Rows of a step that keep the device busy; see [`EngineOptions::chunk`].
+    pub fn chunk(self) -> usize {
+        match self {
+            Device::Reference | Device::Cpu => 256,
+            // Each expert gets some hundred of them.
+            Device::Cuda(_) => 2048,
+        }
+    }
+
     /// Bytes of one key or value.
     pub fn kv_bytes(self) -> usize {
         match self {
@@ -83,7 +92,7 @@ impl Default for EngineOptions {
             device: Device::Cpu,
             context: None,
             sequences: 1,
-            chunk: 256,
+            chunk: Device::Cpu.chunk(),
             threads: None,
             memory_limit: None,
         }
@@ -416,9 +425,12 @@ impl Engine {
         };
         for chunk in tokens.chunks(self.chunk.min(SCORE_ROWS)) {
             let start = sequence.positions;
-            if let Err(error) =
-                self.compute(std::slice::from_mut(&mut sequence), &[chunk], Logits::All)
-            {
+            if let Err(error) = self.compute(
+                std::slice::from_mut(&mut sequence),
+                &[chunk],
+                Origin::Prompt,
+                Logits::All,
+            ) {
                 self.release(sequence);
                 return Err(error);
             }
@@ -446,6 +458,7 @@ impl Engine {
         &mut self,
         sequences: &mut [HeldSequence],
         tokens: &[&[u32]],
+        origin: Origin,
         wanted: Logits,
     ) -> Result<&[f32], EngineError> {
         let mut batch = Batch::new(self.groups);
@@ -455,6 +468,10 @@ impl Engine {
             let HeldSequence { kv, is_long, positions } = sequence;
             batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
             sequence.positions = end;
+        }
+        if origin == Origin::Generated {
+            assert_eq!(batch.rows(), batch.sequences(), "one token for each sequence");
+            batch.generated = batch.rows();
         }
         self.executor.forward(&batch, &mut self.logits)?;
         Ok(&self.logits)

@@ -62,6 +62,9 @@ impl Scheduler {
                     plan.sampled.push(sequence.id);
                 }
             }
+            if !prefill {
+                plan.batch.generated = plan.batch.rows();
+            }
         }
         plan
     }

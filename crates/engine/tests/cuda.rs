@@ -14,9 +14,9 @@ use oxgpt_engine::sequence::{Event, Request};
 
 const GPU: Device = Device::Cuda(0);
 
-/// The largest relative L2 distance from `transformers` in float32: keys and values are stored as F16, everything else is
-/// F32.
-const TOLERANCE: f64 = 1e-3;
+/// The largest relative L2 distance from `transformers` in float32: products of prompts have operands of 11 significant bits,
+/// and keys and values are stored as F16.
+const TOLERANCE: f64 = 1e-2;
 
 /// Whether there is a GPU, or a word on why the test is skipped.
 fn has_gpu() -> bool {

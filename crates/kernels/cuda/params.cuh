@@ -73,6 +73,40 @@ struct ProductParams {
 };
 static_assert(sizeof(ProductParams) == 96, "shared with src/params.rs");
 
+// Of a tile of tokens of one expert: expert, first place in the order of slots, how many.
+constexpr int TILE_WORDS = 3;
+
+struct GemmParams {
+    Planes weight;
+    const float* x;
+    const float* bias;      // null without one
+    float* out;
+    const int32_t* tiles;   // null, or see sort_slots.cu
+    const int32_t* order;   // the slots of the tiles
+    int32_t rows;           // of the weights (of one expert)
+    int32_t cols;
+    int32_t chunks;         // of one row of the weights
+    int32_t tokens;
+    int32_t x_stride;
+    int32_t out_stride;
+    int32_t accumulate;     // add to what out has
+    int32_t slots_per_row;  // with tiles: slots that share a row of x
+};
+static_assert(sizeof(GemmParams) == 104, "shared with src/params.rs");
+
+struct SortParams {
+    const int32_t* experts;  // of each slot
+    int32_t* order;
+    int32_t* tiles;
+    int32_t first_slot;
+    int32_t slots;
+    int32_t n_experts;
+    int32_t tile_slots;
+    int32_t max_tiles;
+    int32_t unused;
+};
+static_assert(sizeof(SortParams) == 48, "shared with src/params.rs");
+
 struct ActivateParams {
     const float* gate;
     const float* up;  // null without a second input

@@ -133,6 +133,9 @@ fn device_info(
     })
 }
 
+/// Shared memory that a kernel may have without asking for more.
+const DEFAULT_SHARED_BYTES: usize = 48 << 10;
+
 impl Gpu {
     /// Opens device `ordinal` and loads the kernels.
     ///
@@ -256,6 +259,12 @@ impl Gpu {
         let Some(function) = self.shared.functions.get(name) else {
             panic!("no module has a kernel `{name}`");
         };
+        if shared_bytes > DEFAULT_SHARED_BYTES {
+            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is one of a loaded module.
+            let result = unsafe { sys::cuFuncSetAttribute(function.0, most, shared_bytes as i32) };
+            check("cuFuncSetAttribute", result)?;
+        }
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
         // before it returns.

@@ -87,6 +87,33 @@ params! {
         accumulate: i32,
         slots_per_row: i32,
     }
+    GemmParams, 104 {
+        weight: Planes,
+        x: u64,
+        bias: u64,
+        out: u64,
+        tiles: u64,
+        order: u64,
+        rows: i32,
+        cols: i32,
+        chunks: i32,
+        tokens: i32,
+        x_stride: i32,
+        out_stride: i32,
+        accumulate: i32,
+        slots_per_row: i32,
+    }
+    SortParams, 48 {
+        experts: u64,
+        order: u64,
+        tiles: u64,
+        first_slot: i32,
+        slots: i32,
+        n_experts: i32,
+        tile_slots: i32,
+        max_tiles: i32,
+        unused: i32,
+    }
     ActivateParams, 56 {
         gate: u64,
         up: u64,

@@ -45,7 +45,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn check(&self, out: &Buf<f32>, rows: usize, outputs: usize) {
+    pub(crate) fn check(&self, out: &Buf<f32>, rows: usize, outputs: usize) {
         assert!(self.start + outputs <= self.stride, "outputs do not fit into a row");
         assert!(rows * self.stride <= out.len(), "out is too short");
     }

@@ -18,7 +18,7 @@ use crate::model::spec::{
 };
 use batch::DeviceBatch;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, Grouped, KvElement, KvPool, Matrix, Place, Routing,
+    Arena, Buf, CudaError, Gated, Gpu, Grouped, KvElement, KvPool, Matrix, Place, Routing, Sorted,
     Uploader, WeightType,
 };
 use std::ops::Range;
@@ -97,6 +97,8 @@ pub struct Cuda {
     partials: Buf<f32>,
     /// Of a routed model, and the width that its experts give back.
     routing: Option<(Routing, usize)>,
+    /// See [`Batch::generated`].
+    generated: usize,
 }
 
 struct DeviceRope {
@@ -115,6 +117,8 @@ pub struct Buffer {
 /// The experts of each row, their weights, and what the products with them need.
 pub struct Routes {
     rows: usize,
+    /// The first of them, which were generated.
+    generated: usize,
     routing: Routing,
     memory: Option<RoutesMemory>,
 }
@@ -122,9 +126,39 @@ pub struct Routes {
 struct RoutesMemory {
     experts: Buf<i32>,
     weights: Buf<f32>,
+    /// Of the rows that were generated.
     groups: Buf<i32>,
+    /// Of the rows of prompts.
+    sorted: Buf<i32>,
     /// What comes back from the experts, (rows * chosen, hidden).
     returned: Buf<f32>,
+}
+
+impl Routes {
+    /// The product of each slot with its expert: of the rows that were generated in f32, of the others on the tensor cores.
+    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
+    fn product(
+        &self,
+        gpu: &Gpu,
+        out: &mut Buf<f32>,
+        place: Place,
+        x: &Buf<f32>,
+        weight: &Matrix,
+        bias: Option<&Buf<f32>>,
+        by_slot: bool,
+    ) -> Result<(), CudaError> {
+        let Routes { rows, generated, routing: Routing { experts, top_k, .. }, .. } = *self;
+        let RoutesMemory { groups, sorted, .. } = present(&self.memory);
+        if generated > 0 {
+            let grouped = Grouped { groups, rows: generated, top_k, experts };
+            oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
+        }
+        if rows > generated {
+            let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
+            oxgpt_kernels::gemm_sorted(gpu, out, place, x, weight, bias, sorted, by_slot)?;
+        }
+        Ok(())
+    }
 }
 
 /// What is there unless something failed, and after a failure nothing is launched.
@@ -244,10 +278,13 @@ impl Cuda {
             ropes,
             partials,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
+            generated: 0,
         })
     }
 
-    /// `out = x * weight.transposed() + bias` in the columns from `start` on of rows of `stride`, or added to them.
+    /// `out = x * weight.transposed() + bias` in the columns from `start` on of rows of `stride`, or added to them. The first
+    /// `exact` rows in f32, the others on the tensor cores.
+    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
     fn product(
         &mut self,
         out: &mut Buffer,
@@ -256,19 +293,16 @@ impl Cuda {
         weight: &Option<Matrix>,
         bias: Option<&Option<Buf<f32>>>,
         accumulate: bool,
+        exact: usize,
     ) {
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
-            oxgpt_kernels::product(
-                gpu,
-                present_mut(&mut out.data),
-                place,
-                present(&x.data),
-                present(weight),
-                bias.map(present),
-                x.rows,
-                accumulate,
-            )
+            let (out, data) = (present_mut(&mut out.data), present(&x.data));
+            let (weight, bias) = (present(weight), bias.map(present));
+            let exact = exact.min(x.rows);
+            oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
+            let others = (exact, x.rows);
+            oxgpt_kernels::gemm(gpu, out, place, data, weight, bias, others, accumulate)
         });
     }
 }
@@ -304,7 +338,7 @@ impl Backend for Cuda {
     fn routes(&mut self, rows: usize, chosen: usize) -> Routes {
         let none = Routing { experts: 0, top_k: 0, softmax_before: false, renormalize: false };
         let Some((routing, hidden)) = self.routing else {
-            return Routes { rows: 0, routing: none, memory: None };
+            return Routes { rows: 0, generated: 0, routing: none, memory: None };
         };
         debug_assert!(chosen <= routing.top_k);
         let slots = rows * routing.top_k;
@@ -314,10 +348,11 @@ impl Backend for Cuda {
                 experts: arena.buffer(slots)?,
                 weights: arena.buffer(slots)?,
                 groups: arena.buffer(oxgpt_kernels::group_words(&routing, rows))?,
+                sorted: arena.buffer(oxgpt_kernels::sorted_words(&routing, rows))?,
                 returned: arena.buffer(slots * hidden)?,
             })
         });
-        Routes { rows: 0, routing, memory }
+        Routes { rows: 0, generated: 0, routing, memory }
     }
 
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Option<KvPool> {
@@ -339,6 +374,7 @@ impl Backend for Cuda {
     }
 
     fn begin(&mut self, batch: &Batch) {
+        self.generated = batch.generated;
         let device_batch = &mut self.batch;
         attempt(&mut self.failure, || device_batch.write(batch));
     }
@@ -396,7 +432,8 @@ impl Backend for Cuda {
         let mut start = 0;
         for linear in linears {
             let place = Place { start, stride };
-            self.product(out, place, x, &linear.weight, linear.bias.as_ref(), false);
+            let exact = self.generated;
+            self.product(out, place, x, &linear.weight, linear.bias.as_ref(), false, exact);
             start += outputs(linear);
         }
     }
@@ -408,13 +445,16 @@ impl Backend for Cuda {
         linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
     ) {
         let place = Place { start: 0, stride: out.width };
-        self.product(out, place, x, &linear.weight, linear.bias.as_ref(), true);
+        let exact = self.generated;
+        self.product(out, place, x, &linear.weight, linear.bias.as_ref(), true, exact);
     }
 
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &Option<Matrix>) {
         let stride = weight.as_ref().map_or(0, Matrix::rows);
         out.set(x.rows, stride);
-        self.product(out, Place { start: 0, stride }, x, weight, None, false);
+        // Logits are what is compared, and their rows are few.
+        let exact = x.rows;
+        self.product(out, Place { start: 0, stride }, x, weight, None, false, exact);
     }
 
     fn add(&mut self, out: &mut Buffer, x: &Buffer) {
@@ -540,6 +580,7 @@ impl Backend for Cuda {
 
     fn route(&mut self, routes: &mut Routes, router: &Buffer, choice: Choice) {
         routes.rows = router.rows;
+        routes.generated = self.generated.min(router.rows);
         routes.routing = Routing {
             experts: router.width,
             top_k: choice.count,
@@ -548,10 +589,17 @@ impl Backend for Cuda {
         };
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
-            let (rows, routing) = (routes.rows, routes.routing);
-            let RoutesMemory { experts, weights, groups, .. } = present_mut(&mut routes.memory);
+            let Routes { rows, generated, routing, .. } = *routes;
+            let RoutesMemory { experts, weights, groups, sorted, .. } =
+                present_mut(&mut routes.memory);
             oxgpt_kernels::route(gpu, experts, weights, present(&router.data), rows, routing)?;
-            oxgpt_kernels::group_slots(gpu, groups, experts, rows, routing)
+            if generated > 0 {
+                oxgpt_kernels::group_slots(gpu, groups, experts, generated, routing)?;
+            }
+            if rows > generated {
+                oxgpt_kernels::sort_slots(gpu, sorted, experts, (generated, rows), routing)?;
+            }
+            Ok(())
         });
     }
 
@@ -570,14 +618,12 @@ impl Backend for Cuda {
         out.set(routes.rows * top_k, stride);
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
-            let groups = &present(&routes.memory).groups;
-            let grouped = Grouped { groups, rows: routes.rows, top_k, experts };
             let (out, x) = (present_mut(&mut out.data), present(&x.data));
             let mut start = 0;
             for linear in linears {
                 let place = Place { start, stride };
                 let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
-                oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, false)?;
+                routes.product(gpu, out, place, x, weight, bias, false)?;
                 start += outputs(linear);
             }
             Ok(())
@@ -591,26 +637,16 @@ impl Backend for Cuda {
         linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
         routes: &Routes,
     ) {
-        let Routing { experts, top_k, .. } = routes.routing;
+        let top_k = routes.routing.top_k;
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
-            let RoutesMemory { weights, groups, returned, .. } = present(&routes.memory);
-            let grouped = Grouped { groups, rows: routes.rows, top_k, experts };
+            let RoutesMemory { weights, returned, .. } = present(&routes.memory);
             let place = Place { start: 0, stride: out.width };
             // Scratch: what it holds is nobody's but this operation's.
             let mut returned = returned.share();
             let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
             let x = present(&x.data);
-            oxgpt_kernels::product_grouped(
-                gpu,
-                &mut returned,
-                place,
-                x,
-                weight,
-                bias,
-                grouped,
-                true,
-            )?;
+            routes.product(gpu, &mut returned, place, x, weight, bias, true)?;
             let shape = (routes.rows, out.width);
             let out = present_mut(&mut out.data);
             oxgpt_kernels::combine(gpu, out, &returned, weights, shape, top_k)

@@ -7,6 +7,7 @@
 mod activate;
 mod attention;
 mod common;
+mod gemm;
 mod moe;
 mod norm;
 mod product;

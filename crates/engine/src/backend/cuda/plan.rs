@@ -95,7 +95,8 @@ impl CudaPlan {
         if let Some(routing) = &routing {
             let slots = limits.rows * routing.top_k;
             let groups = oxgpt_kernels::group_words(routing, limits.rows);
-            buffers.extend([slots, slots, groups, slots * decoder.hidden]);
+            let sorted = oxgpt_kernels::sorted_words(routing, limits.rows);
+            buffers.extend([slots, slots, groups, sorted, slots * decoder.hidden]);
         }
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));

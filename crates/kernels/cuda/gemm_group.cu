@@ -1,0 +1,4 @@
+// Products of many tokens, see gemm.cuh, for the types of one file each of matvec_*.cu.
+#include "gemm.cuh"
+
+OXGPT_GROUP_TYPES(OXGPT_GEMM)

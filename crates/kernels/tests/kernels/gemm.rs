@@ -1,0 +1,150 @@
+//! Products of many tokens on the tensor cores, of every weight type.
+
+use crate::common::{Random, Stored, assert_near, bits, cols, distance, gpu, run};
+use oxgpt_kernels::{
+    Buf, Gpu, Matrix, Place, Routing, Sorted, WeightType, gemm, gemm_sorted, sort_slots,
+    sorted_words,
+};
+
+/// Operands have 11 significant bits; a single output of a few hundred terms can lose some more.
+const TOLERANCE: f64 = 2e-3;
+
+/// `x * weight.transposed() + bias` for the rows of the weights in `range`.
+fn expected(
+    stored: &Stored,
+    x: &[f32],
+    range: std::ops::Range<usize>,
+    bias: Option<&[f32]>,
+) -> Vec<f64> {
+    let row = |row: usize| {
+        let products = x.iter().zip(stored.row(row)).map(|(x, w)| f64::from(*x) * f64::from(*w));
+        products.sum::<f64>() + bias.map_or(0.0, |bias| f64::from(bias[row]))
+    };
+    range.map(row).collect()
+}
+
+fn multiply(gpu: &Gpu, matrix: &Matrix, x: &[f32], bias: Option<&Buf<f32>>) -> Vec<f32> {
+    let tokens = x.len() / matrix.cols();
+    let x = Buf::from_slice(gpu, x).unwrap();
+    let place = Place { start: 0, stride: matrix.rows() };
+    run(gpu, tokens * matrix.rows(), None, |out| {
+        gemm(gpu, out, place, &x, matrix, bias, (0, tokens), false)
+    })
+}
+
+#[test]
+fn every_type_and_number_of_tokens() {
+    let Some(gpu) = gpu() else { return };
+    for kind in WeightType::ALL {
+        let mut random = Random(kind as u64 + 3000);
+        // Plain types have odd columns from `cols`; the last shape is aligned.
+        for (rows, cols) in [(1, cols(kind, 1)), (37, cols(kind, 70)), (300, 512)] {
+            let stored = Stored::random(kind, [rows, cols], &mut random);
+            let matrix = stored.upload(&gpu);
+            let bias = random.normals(rows);
+            let bias_on_device = Buf::from_slice(&gpu, &bias).unwrap();
+            let x = random.normals(200 * cols);
+            let all: Vec<f64> =
+                x.chunks(cols).flat_map(|x| expected(&stored, x, 0..rows, Some(&bias))).collect();
+            let together = multiply(&gpu, &matrix, &x, Some(&bias_on_device));
+            for tokens in [1, 31, 33, 64, 65, 129, 200] {
+                let what = format!("{kind:?} {rows} x {cols}, {tokens} tokens");
+                let found = multiply(&gpu, &matrix, &x[..tokens * cols], Some(&bias_on_device));
+                assert_near(&found, &all[..tokens * rows], TOLERANCE, &what);
+                // The tiles differ, the bits do not.
+                assert_eq!(bits(&found), bits(&together[..tokens * rows]), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn some_rows_beside_others_and_added() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(5);
+    let stored = Stored::random(WeightType::Q5_1, [70, 96], &mut random);
+    let matrix = stored.upload(&gpu);
+    for (first, end) in [(3, 8), (0, 70), (9, 109)] {
+        let x = random.normals(end * 96);
+        let on_device = Buf::from_slice(&gpu, &x).unwrap();
+        let start = random.normals(end * 80);
+        let found = run(&gpu, end * 80, Some(&start), |out| {
+            let place = Place { start: 5, stride: 80 };
+            gemm(&gpu, out, place, &on_device, &matrix, None, (first, end), true)
+        });
+        let mut all: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
+        for (row, x) in x.chunks(96).enumerate().skip(first) {
+            let products = expected(&stored, x, 0..70, None);
+            let sums = all[row * 80 + 5..][..70].iter_mut();
+            sums.zip(products).for_each(|(sum, product)| *sum += product);
+        }
+        assert_near(&found, &all, TOLERANCE, "added");
+        let touched = |i: usize| i / 80 >= first && (5..75).contains(&(i % 80));
+        let same = found.iter().zip(&start).enumerate();
+        assert!(same.into_iter().all(|(i, (f, s))| touched(i) || f.to_bits() == s.to_bits()));
+    }
+}
+
+#[test]
+fn experts_get_their_slots() {
+    let Some(gpu) = gpu() else { return };
+    for (kind, experts, top_k, outputs, rows, first) in [
+        (WeightType::MXFP4, 5, 3, 64, 7, 0),
+        (WeightType::F16, 9, 2, 130, 300, 11),
+        (WeightType::Q8_0, 4, 4, 33, 120, 1),
+        (WeightType::Q4_K, 64, 1, 17, 40, 0),
+    ] {
+        let what = format!("{kind:?}, {experts} experts, {top_k} chosen, {rows} rows");
+        let mut random = Random(kind as u64 + 4000);
+        let cols = cols(kind, 96);
+        let stored = Stored::random(kind, [experts * outputs, cols], &mut random);
+        let matrix = stored.upload(&gpu);
+        let bias = random.normals(experts * outputs);
+        let bias_on_device = Buf::from_slice(&gpu, &bias).unwrap();
+        // No row chooses an expert twice, and most choose among few.
+        let mut chosen: Vec<i32> = Vec::new();
+        for _ in 0..rows {
+            let start = random.below(experts) * random.below(2);
+            chosen.extend((0..top_k).map(|k| ((start + k) % experts) as i32));
+        }
+        let on_device = Buf::from_slice(&gpu, &chosen).unwrap();
+        let routing = Routing { experts, top_k, softmax_before: false, renormalize: false };
+        let mut words = Buf::new(&gpu, sorted_words(&routing, rows)).unwrap();
+        sort_slots(&gpu, &mut words, &on_device, (first, rows), routing).unwrap();
+        let sorted = Sorted { words: &words, rows: (first, rows), top_k, experts };
+        for by_slot in [false, true] {
+            let x_rows = if by_slot { rows * top_k } else { rows };
+            let x = random.normals(x_rows * cols);
+            let x_on_device = Buf::from_slice(&gpu, &x).unwrap();
+            let slots = rows * top_k;
+            let start = vec![0.0; slots * outputs];
+            let found = run(&gpu, slots * outputs, Some(&start), |out| {
+                let (place, bias) = (Place { start: 0, stride: outputs }, Some(&bias_on_device));
+                gemm_sorted(&gpu, out, place, &x_on_device, &matrix, bias, sorted, by_slot)
+            });
+            let mut all = Vec::new();
+            for (slot, expert) in chosen.iter().enumerate() {
+                let row = if by_slot { slot } else { slot / top_k };
+                let range = *expert as usize * outputs..(*expert as usize + 1) * outputs;
+                if slot / top_k < first {
+                    all.extend(vec![0.0; outputs]);
+                } else {
+                    all.extend(expected(&stored, &x[row * cols..][..cols], range, Some(&bias)));
+                }
+            }
+            assert_near(&found, &all, TOLERANCE, &format!("{what}, by slot: {by_slot}"));
+        }
+    }
+}
+
+#[test]
+fn one_wrong_weight_is_seen() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(6);
+    let mut stored = Stored::random(WeightType::F32, [64, 512], &mut random);
+    let matrix = stored.upload(&gpu);
+    let x = random.normals(512);
+    let found = multiply(&gpu, &matrix, &x, None);
+    stored.values[100] += 1.0;
+    assert!(distance(&found, &expected(&stored, &x, 0..64, None)) > TOLERANCE);
+}
