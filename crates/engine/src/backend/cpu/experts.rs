@@ -1,5 +1,6 @@
 //! Mixtures of experts: each expert computes the rows that are routed to it together, so that its weights are read once.
 
+use super::simd::Isa;
 use super::{Buffer, Cpu};
 use crate::backend::HostMatrix;
 use crate::model::spec::{Choice, ChoiceWeights, Linear};
@@ -19,12 +20,13 @@ pub struct Routes {
 
 impl Routes {
     /// See [`crate::backend::Backend::route`].
-    pub fn choose(&mut self, router: &Buffer, choice: Choice) {
+    pub fn choose(&mut self, isa: Isa, router: &Buffer, choice: Choice) {
         (self.experts, self.chosen) = (router.width, choice.count);
         self.weights.clear();
         self.places.iter_mut().for_each(Vec::clear);
         self.places.resize(self.experts, Vec::new());
         let mut order: Vec<usize> = Vec::with_capacity(self.experts);
+        let mut exponentials = vec![0.0; self.experts];
         for row in 0..router.rows() {
             let outputs = router.row(row);
             order.clear();
@@ -33,14 +35,16 @@ impl Routes {
             order.sort_by(|a, b| outputs[*b].total_cmp(&outputs[*a]));
             let max = outputs[order[0]];
             let chosen = &order[..choice.count];
-            let exponential = |expert: &usize| (outputs[*expert] - max).exp();
+            let scores = exponentials.iter_mut().zip(outputs);
+            scores.for_each(|(score, output)| *score = output - max);
+            isa.exp(&mut exponentials);
             let sum: f32 = match choice.weights {
-                ChoiceWeights::SoftmaxOfChosen => chosen.iter().map(exponential).sum(),
-                ChoiceWeights::SoftmaxOfAll => (0..self.experts).map(|e| exponential(&e)).sum(),
+                ChoiceWeights::SoftmaxOfChosen => chosen.iter().map(|e| exponentials[*e]).sum(),
+                ChoiceWeights::SoftmaxOfAll => exponentials.iter().sum(),
             };
             for expert in chosen {
                 self.places[*expert].push(self.weights.len());
-                self.weights.push(exponential(expert) / sum);
+                self.weights.push(exponentials[*expert] / sum);
             }
         }
     }

@@ -4,16 +4,13 @@ mod attention;
 pub mod bandwidth;
 pub mod cores;
 mod experts;
-mod math;
 mod rotary;
 pub mod simd;
 pub mod threads;
 
 use super::{Backend, HostMatrix};
 use crate::batch::{Batch, BlockTables};
-use crate::model::spec::{
-    Activation, AttentionShape, Choice, Linear, Nonlinearity, Norm, NormKind, Rope,
-};
+use crate::model::spec::{AttentionShape, Choice, Linear, Nonlinearity, Norm, Rope};
 use crate::quant;
 use simd::{Isa, TILE_ROWS};
 use std::io;
@@ -34,6 +31,7 @@ pub struct Cpu {
     product: Vec<f32>,
     /// One of several products whose outputs go side by side.
     part: Buffer,
+    attention: attention::Plan,
 }
 
 /// Rows of f32 activations.
@@ -63,12 +61,6 @@ impl Buffer {
     }
 }
 
-/// Keys and values of one layer in f32.
-pub struct Kv {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
 impl Cpu {
     /// A backend with `threads` threads and the best instruction set of the machine.
     ///
@@ -84,7 +76,13 @@ impl Cpu {
     /// When the threads cannot be started.
     pub fn with_isa(threads: usize, isa: Isa) -> io::Result<Self> {
         let threads = Threads::new(threads)?;
-        Ok(Cpu { isa, threads, product: Vec::new(), part: Buffer::default() })
+        Ok(Cpu {
+            isa,
+            threads,
+            product: Vec::new(),
+            part: Buffer::default(),
+            attention: attention::Plan::default(),
+        })
     }
 
     /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
@@ -160,7 +158,7 @@ impl Backend for Cpu {
     type Matrix = HostMatrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
-    type Kv = Kv;
+    type Kv = attention::Kv;
     type Routes = experts::Routes;
 
     fn matrix(&mut self, matrix: HostMatrix) -> HostMatrix {
@@ -179,8 +177,8 @@ impl Backend for Cpu {
         experts::Routes::default()
     }
 
-    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Kv {
-        Kv::new(blocks, shape)
+    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> attention::Kv {
+        attention::Kv::new(blocks, shape)
     }
 
     fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32], scale: f32) {
@@ -205,15 +203,20 @@ impl Backend for Cpu {
 
     fn norm(&mut self, out: &mut Buffer, x: &Buffer, norm: &Norm<Vec<f32>>) {
         out.set_shape(x.rows(), x.width);
-        out.data.copy_from_slice(&x.data);
-        self.for_each_row(out, |_, row| normalize(row, norm));
+        let isa = self.isa;
+        self.for_each_row(out, |row, out| {
+            out.copy_from_slice(x.row(row));
+            isa.normalize(out, norm);
+        });
     }
 
     fn norm_heads(&mut self, x: &mut Buffer, heads: Range<usize>, norm: &Norm<Vec<f32>>) {
-        let head_dim = norm.weight.len();
+        let (isa, head_dim) = (self.isa, norm.weight.len());
         let heads = heads.start * head_dim..heads.end * head_dim;
         self.for_each_row(x, |_, row| {
-            row[heads.clone()].chunks_exact_mut(head_dim).for_each(|head| normalize(head, norm));
+            row[heads.clone()]
+                .chunks_exact_mut(head_dim)
+                .for_each(|head| isa.normalize(head, norm));
         });
     }
 
@@ -260,9 +263,9 @@ impl Backend for Cpu {
     }
 
     fn soft_cap(&mut self, x: &mut Buffer, cap: f32) {
-        self.threads.for_each_chunk(&mut x.data, ELEMENTS_PER_PIECE, |_, x| {
-            x.iter_mut().for_each(|x| *x = soft_cap(*x, cap));
-        });
+        let isa = self.isa;
+        let pieces = |_, x: &mut [f32]| isa.soft_cap(x, cap);
+        self.threads.for_each_chunk(&mut x.data, ELEMENTS_PER_PIECE, pieces);
     }
 
     fn rotations(&mut self, out: &mut Buffer, rope: &Rope, batch: &Batch) {
@@ -281,7 +284,7 @@ impl Backend for Cpu {
 
     fn append(
         &mut self,
-        kv: &mut Kv,
+        kv: &mut attention::Kv,
         qkv: &Buffer,
         batch: &Batch,
         tables: &BlockTables,
@@ -294,23 +297,27 @@ impl Backend for Cpu {
         &mut self,
         out: &mut Buffer,
         qkv: &Buffer,
-        kv: &Kv,
+        kv: &attention::Kv,
         batch: &Batch,
         tables: &BlockTables,
         shape: &AttentionShape,
         sinks: Option<&Vec<f32>>,
     ) {
-        attention::attend(self, out, qkv, kv, batch, tables, shape, sinks);
+        attention::attend(self, out, qkv, kv, batch, tables, shape, sinks.map(Vec::as_slice));
     }
 
     fn activate(&mut self, out: &mut Buffer, x: &Buffer, nonlinearity: Nonlinearity) {
         let width = if nonlinearity.is_gated() { x.width / 2 } else { x.width };
         out.set_shape(x.rows(), width);
-        self.for_each_row(out, |row, out| between(out, x.row(row), nonlinearity));
+        let isa = self.isa;
+        self.for_each_row(out, |row, out| {
+            let (gate, up) = x.row(row).split_at(width);
+            isa.activate(out, gate, up, nonlinearity);
+        });
     }
 
     fn route(&mut self, routes: &mut experts::Routes, router: &Buffer, choice: Choice) {
-        routes.choose(router, choice);
+        routes.choose(self.isa, router, choice);
     }
 
     fn expert_matmul(
@@ -349,85 +356,6 @@ impl Backend for Cpu {
 fn dequantize_row(out: &mut [f32], matrix: &HostMatrix, row: u32) {
     quant::dequantize(matrix.dtype, matrix.row(row as usize), out)
         .expect("types and lengths were checked when the model was opened");
-}
-
-/// Sums in sixteen lanes, which the compiler turns into vectors.
-fn lane_sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; simd::LANES];
-    let chunks = values.chunks_exact(simd::LANES);
-    let rest: f32 = chunks.remainder().iter().map(|value| term(*value)).sum();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(*value);
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
-}
-
-/// See [`NormKind`].
-fn normalize(x: &mut [f32], norm: &Norm<Vec<f32>>) {
-    let count = x.len() as f32;
-    let mean = match norm.kind {
-        NormKind::LayerNorm => lane_sum(x, |value| value) / count,
-        NormKind::RmsNorm => 0.0,
-    };
-    let variance = lane_sum(x, |value| (value - mean) * (value - mean)) / count;
-    let scale = 1.0 / (variance + norm.eps).sqrt();
-    for (x, weight) in x.iter_mut().zip(&norm.weight) {
-        *x = (*x - mean) * scale * weight;
-    }
-    if let Some(bias) = &norm.bias {
-        x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-    }
-}
-
-fn soft_cap(x: f32, cap: f32) -> f32 {
-    let mut scaled = [x / cap];
-    activate(&mut scaled, Activation::Tanh);
-    cap * scaled[0]
-}
-
-/// See [`Nonlinearity`].
-fn between(out: &mut [f32], x: &[f32], nonlinearity: Nonlinearity) {
-    use math::sigmoid;
-    let (gate, up) = x.split_at(out.len());
-    match nonlinearity {
-        Nonlinearity::Plain(activation) => {
-            out.copy_from_slice(gate);
-            activate(out, activation);
-        }
-        Nonlinearity::Gated(activation) => {
-            out.copy_from_slice(gate);
-            activate(out, activation);
-            out.iter_mut().zip(up).for_each(|(out, up)| *out *= up);
-        }
-        Nonlinearity::ClampedSwiglu { alpha, limit } => {
-            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                let (gate, up) = (gate.min(limit), up.max(-limit).min(limit));
-                *out = gate * sigmoid(alpha * gate) * (up + 1.0);
-            }
-        }
-    }
-}
-
-fn activate(x: &mut [f32], activation: Activation) {
-    use math::sigmoid;
-    use std::f32::consts::FRAC_1_SQRT_2;
-    match activation {
-        Activation::GeluErf => {
-            x.iter_mut().for_each(|x| *x = 0.5 * *x * (1.0 + libm::erff(*x * FRAC_1_SQRT_2)));
-        }
-        Activation::GeluTanh => {
-            // 0.5 (1 + tanh(u)) = sigmoid(2 u), and 2 sqrt(2 / pi) = 1.595769
-            x.iter_mut().for_each(|x| {
-                *x *= sigmoid(1.595_769 * (*x + 0.044_715 * *x * *x * *x));
-            });
-        }
-        Activation::GeluSigmoid => x.iter_mut().for_each(|x| *x *= sigmoid(1.702 * *x)),
-        Activation::Relu => x.iter_mut().for_each(|x| *x = x.max(0.0)),
-        Activation::Silu => x.iter_mut().for_each(|x| *x *= sigmoid(*x)),
-        Activation::Tanh => x.iter_mut().for_each(|x| *x = 2.0 * sigmoid(2.0 * *x) - 1.0),
-    }
 }
 
 #[cfg(test)]

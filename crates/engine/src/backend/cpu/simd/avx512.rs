@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::kernels::{self, entry_points};
-use super::{Lanes, x86};
+use super::{Kernel, Lanes, x86};
 use crate::backend::HostMatrix;
 use std::arch::x86_64::*;
 
@@ -111,6 +111,69 @@ unsafe impl Lanes for Avx512 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_add_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_sub_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_div_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_min_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_max_ps(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn max_lane(self) -> f32 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_by_power(self, power: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_scalef_ps(self.0, power.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn if_below(self, than: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe {
+            let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, than.0);
+            Avx512(_mm512_mask_blend_ps(below, otherwise.0, then.0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn where_set(self, bits: u16, otherwise: Self) -> Self {
+        // SAFETY: AVX-512 was detected.
+        unsafe { Avx512(_mm512_mask_blend_ps(bits, otherwise.0, self.0)) }
     }
 }
 

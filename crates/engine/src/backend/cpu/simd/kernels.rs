@@ -241,61 +241,6 @@ unsafe fn accumulate<L: Lanes, W: WeightType, const ROWS: usize, const T: usize>
     }
 }
 
-/// See [`super::Isa::dot`].
-///
-/// # Safety
-/// `L` must be usable; `a` and `b` equally long.
-#[inline(always)]
-pub unsafe fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
-    // SAFETY: whole steps lie inside both slices; the rest is copied into padded ones.
-    unsafe {
-        let mut sum = L::zero();
-        let whole = a.len() / LANES * LANES;
-        for i in (0..whole).step_by(LANES) {
-            sum = sum.mul_add(L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)));
-        }
-        let rest = a.len() - whole;
-        if rest > 0 {
-            let (mut padded_a, mut padded_b) = ([0f32; LANES], [0f32; LANES]);
-            padded_a[..rest].copy_from_slice(&a[whole..]);
-            padded_b[..rest].copy_from_slice(&b[whole..]);
-            sum = sum.mul_add(L::load(padded_a.as_ptr()), L::load(padded_b.as_ptr()));
-        }
-        sum.sum()
-    }
-}
-
-/// See [`super::Isa::add_weighted_rows`].
-///
-/// # Safety
-/// `L` must be usable; `rows` has a row as long as `sum` for each weight.
-#[inline(always)]
-pub unsafe fn add_weighted_rows<L: Lanes>(
-    sum: &mut [f32],
-    scale: f32,
-    weights: &[f32],
-    rows: &[f32],
-) {
-    let width = sum.len();
-    let whole = width / LANES * LANES;
-    // SAFETY: columns `i..i + 16` with `i < whole` lie inside `sum` and every row.
-    unsafe {
-        let scale_lanes = L::splat(scale);
-        for i in (0..whole).step_by(LANES) {
-            let mut lanes = L::load(sum.as_ptr().add(i)).mul(scale_lanes);
-            for (row, weight) in weights.iter().enumerate() {
-                let values = L::load(rows.as_ptr().add(row * width + i));
-                lanes = lanes.mul_add(L::splat(*weight), values);
-            }
-            lanes.store(sum.as_mut_ptr().add(i));
-        }
-    }
-    for i in whole..width {
-        let products = weights.iter().enumerate().map(|(row, w)| w * rows[row * width + i]);
-        sum[i] = products.fold(sum[i] * scale, |sum, product| sum + product);
-    }
-}
-
 /// The entry points of an instruction set: the kernels for its lanes and its size of register tile (rows x tokens),
 /// compiled with its features.
 macro_rules! entry_points {
@@ -315,30 +260,16 @@ macro_rules! entry_points {
             unsafe { kernels::matmul_rows::<$lanes, $rows, $tokens>(out, weights, first_row, x) }
         }
 
-        /// See [`kernels::dot`].
+        /// Runs a kernel.
         ///
         /// # Safety
-        /// The instruction set must have been detected; the lengths are checked by the caller.
+        /// The instruction set must have been detected.
         $(#[target_feature(enable = $feature)])?
-        pub unsafe fn dot(a: &[f32], b: &[f32]) -> f32 {
+        pub unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: passed on.
-            unsafe { kernels::dot::<$lanes>(a, b) }
+            unsafe { kernel.run::<$lanes, $rows, $tokens>() }
         }
 
-        /// See [`kernels::add_weighted_rows`].
-        ///
-        /// # Safety
-        /// The instruction set must have been detected; the lengths are checked by the caller.
-        $(#[target_feature(enable = $feature)])?
-        pub unsafe fn add_weighted_rows(
-            sum: &mut [f32],
-            scale: f32,
-            weights: &[f32],
-            rows: &[f32],
-        ) {
-            // SAFETY: passed on.
-            unsafe { kernels::add_weighted_rows::<$lanes>(sum, scale, weights, rows) }
-        }
     };
 }
 pub(super) use entry_points;

@@ -4,11 +4,15 @@
 //! written once on top. All sets sum in the same sixteen lanes and the same tree, so AVX2 and AVX-512 give bit for
 //! bit the same results; only the portable one differs, since it has no fused multiply-add.
 
+mod activation;
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod elementary;
 mod kernels;
+mod norm;
 mod portable;
 mod weight_types;
 #[cfg(target_arch = "x86_64")]
@@ -59,6 +63,68 @@ unsafe trait Lanes: Copy {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
     /// The sum of all lanes, as the tree (0+8, 1+9, ...), (0+4, ...), (0+2, ...), (0+1).
     unsafe fn sum(self) -> f32;
+    /// `self + other`
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self - other`
+    unsafe fn sub(self, other: Self) -> Self;
+    /// `self / other`
+    unsafe fn div(self, other: Self) -> Self;
+    /// The smaller of each two lanes; that of `other` where one is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// The larger of each two lanes; that of `other` where one is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The largest lane; unspecified if one is NaN.
+    unsafe fn max_lane(self) -> f32;
+    /// The nearest integers, the even one of two; for lanes between -2^22 and 2^22.
+    unsafe fn round(self) -> Self;
+    /// `self * 2^power`, for integers between -250 and 250, rounded once if `self` is near 1.
+    unsafe fn scale_by_power(self, power: Self) -> Self;
+    /// `then` where `self < than`, else `otherwise`.
+    unsafe fn if_below(self, than: Self, then: Self, otherwise: Self) -> Self;
+    /// `self` where the bit is set, else `otherwise`.
+    unsafe fn where_set(self, bits: u16, otherwise: Self) -> Self;
+
+    /// Reads up to 16 f32; the lanes that are left are zero.
+    #[inline(always)]
+    unsafe fn load_some(from: &[f32]) -> Self {
+        // SAFETY: the caller has the instruction set; 16 elements are there.
+        unsafe {
+            if from.len() >= LANES {
+                return Self::load(from.as_ptr());
+            }
+            let mut padded = [0.0; LANES];
+            padded[..from.len()].copy_from_slice(from);
+            Self::load(padded.as_ptr())
+        }
+    }
+
+    /// Writes the first lanes, as many of the 16 as there is room for.
+    #[inline(always)]
+    unsafe fn store_some(self, to: &mut [f32]) {
+        // SAFETY: the caller has the instruction set; there is room for 16 elements.
+        unsafe {
+            if to.len() >= LANES {
+                return self.store(to.as_mut_ptr());
+            }
+            let mut padded = [0.0; LANES];
+            self.store(padded.as_mut_ptr());
+            to.copy_from_slice(&padded[..to.len()]);
+        }
+    }
+}
+
+/// A computation on lanes, for [`Isa::run`].
+#[allow(unsafe_code)]
+trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// Must be `#[inline(always)]`, so that it is compiled for the instruction set that runs it. `ROWS` and `COLS` are the
+    /// size of a register tile.
+    ///
+    /// # Safety
+    /// `L` must be usable.
+    unsafe fn run<L: Lanes, const ROWS: usize, const COLS: usize>(self) -> Self::Output;
 }
 
 /// An instruction set that was seen to be there.
@@ -143,16 +209,9 @@ impl Isa {
         dispatch!(self, matmul_rows(out, weights, first_row, x));
     }
 
-    /// `a . b`
-    pub fn dot(self, a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len(), "a dot product has two equal sides");
-        dispatch!(self, dot(a, b))
-    }
-
-    /// `sum = sum * scale + weights[i] * rows[i]` over the rows of `rows`, each as long as `sum`, in order.
-    pub fn add_weighted_rows(self, sum: &mut [f32], scale: f32, weights: &[f32], rows: &[f32]) {
-        assert_eq!(rows.len(), weights.len() * sum.len(), "one weight for each row");
-        dispatch!(self, add_weighted_rows(sum, scale, weights, rows));
+    /// Runs a kernel with this instruction set.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        dispatch!(self, run(kernel))
     }
 }
 

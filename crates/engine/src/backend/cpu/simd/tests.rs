@@ -149,22 +149,3 @@ fn vector_sets_agree_bit_for_bit() {
         }
     }
 }
-
-#[test]
-fn dot_and_weighted_rows_are_right_for_every_length() {
-    for isa in Isa::all() {
-        for length in 1..70 {
-            let (a, b) = (numbers(1, length), numbers(2, length));
-            let expected: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            assert!((f64::from(isa.dot(&a, &b)) - expected).abs() < 1e-5);
-
-            let (weights, rows) = (numbers(3, 5), numbers(4, 5 * length));
-            let mut sum = a.clone();
-            isa.add_weighted_rows(&mut sum, 0.5, &weights, &rows);
-            for i in 0..length {
-                let added: f32 = (0..5).map(|row| weights[row] * rows[row * length + i]).sum();
-                assert!((sum[i] - (a[i] * 0.5 + added)).abs() < 1e-5, "{isa:?} {length} {i}");
-            }
-        }
-    }
-}
