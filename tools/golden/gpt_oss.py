@@ -28,7 +28,7 @@ _REAL = dict(rope_type="yarn", rope_theta=150000.0, factor=32.0, beta_fast=32.0,
 VARIANTS = [
     Variant(
         "mxfp4", dict(hidden_size=64, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-                      num_local_experts=4, num_experts_per_tok=2, sliding_window=8, vocab_size=257, max_position_embeddings=256, rope_parameters=_SHORT),
+                      num_local_experts=4, num_experts_per_tok=2, sliding_window=8, vocab_size=131, max_position_embeddings=1024, rope_parameters=_SHORT),
         "experts in MXFP4, the rest bfloat16; window of 8 in layers 0 and 2, prompts of up to 90 positions with 32 original ones",
         dtype="bfloat16", layout="mxfp4", sequences=((50, 20), (90, 8), (1, 16)),
         copies=(("openai", "the same weights in OpenAI's own layout, config.json without model_type"),),
@@ -36,21 +36,21 @@ VARIANTS = [
     ),
     Variant(
         "many", dict(hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=64,
-                     num_local_experts=16, num_experts_per_tok=4, sliding_window=16, vocab_size=263, max_position_embeddings=131072, rope_parameters=_REAL),
-        "4 of 16 experts in MXFP4, three heads of 64 on one KV head, the published rope and context length, in shards",
+                     num_local_experts=16, num_experts_per_tok=4, sliding_window=16, vocab_size=149, max_position_embeddings=8192, rope_parameters=_REAL),
+        "4 of 16 experts in MXFP4, three heads of 64 on one KV head, the published rope, in shards",
         dtype="bfloat16", layout="mxfp4-sharded", sequences=((50, 16), (1, 16)),
         gguf=(Gguf("many-Q8_0", "Q8_0", notes="as published: experts MXFP4, other matrices Q8_0, router F32"),),
     ),
     Variant(
         "bfloat16", dict(hidden_size=40, intermediate_size=24, num_hidden_layers=2, num_attention_heads=5, num_key_value_heads=5, head_dim=12,
-                         num_local_experts=4, num_experts_per_tok=1, sliding_window=5, vocab_size=251, max_position_embeddings=128, rope_parameters=_SHORT),
+                         num_local_experts=4, num_experts_per_tok=1, sliding_window=5, vocab_size=127, max_position_embeddings=128, rope_parameters=_SHORT),
         "no MXFP4: experts transposed, gate and up interleaved, in bfloat16; one expert of 4 a row, as many KV heads as heads, odd sizes",
         dtype="bfloat16", copies=(("openai", "the same weights in OpenAI's own layout"),),
     ),
     Variant(
         "float32", dict(hidden_size=36, intermediate_size=20, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=10,
-                        num_local_experts=5, num_experts_per_tok=3, sliding_window=11, vocab_size=241, max_position_embeddings=96, rms_norm_eps=0.02,
-                        layer_types=["full_attention", "sliding_attention", "full_attention"], swiglu_limit=3.0, swiglu_alpha=1.2,
+                        num_local_experts=5, num_experts_per_tok=3, sliding_window=11, vocab_size=113, max_position_embeddings=96, rms_norm_eps=0.02,
+                        layer_types=["full_attention", "sliding_attention", "full_attention"], swiglu_limit=2.0, swiglu_alpha=1.2,
                         rope_parameters=_SHORT | dict(truncate=True, factor=4.0)),
         "float32; layer types, limit, alpha, epsilon and rounded bounds that no published model has",
     ),
@@ -230,10 +230,7 @@ def gguf_tensors(c: GptOssConfig, weights: dict[str, np.ndarray]) -> dict[str, n
 def from_gguf_tensors(c: GptOssConfig, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights of the file under our names."""
     named = {name.replace("post_attention_norm", "ffn_norm"): value for name, value in stored.items()}
-    every = {f"model.layers.{layer}.{name}.{part}" for layer in range(c.num_hidden_layers) for part in ("weight", "bias")
-             for name in ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")}
-    names = decoders.gguf_names(c, {n for n in every if not n.endswith("layernorm.bias")})
-    out = {ours: named.pop(theirs) for ours, theirs in names.items()}
+    out = {}
     for layer in range(c.num_hidden_layers):
         take = lambda name: named.pop(f"blk.{layer}.{name}")  # noqa: B023, E731
         m = f"model.layers.{layer}."
@@ -244,8 +241,7 @@ def from_gguf_tensors(c: GptOssConfig, stored: dict[str, np.ndarray]) -> dict[st
             m + "mlp.experts.gate_up_proj": both.reshape(len(both), -1, both.shape[-1]).swapaxes(-1, -2), m + "mlp.experts.gate_up_proj_bias": biases.reshape(len(biases), -1),
             m + "mlp.experts.down_proj": take("ffn_down_exps.weight").swapaxes(-1, -2), m + "mlp.experts.down_proj_bias": take("ffn_down_exps.bias"),
         }
-    assert not named, f"unexpected tensors: {sorted(named)}"
-    return {name: np.ascontiguousarray(value) for name, value in out.items()}
+    return {name: np.ascontiguousarray(value) for name, value in (out | decoders.from_gguf_tensors(c, named)).items()}
 
 
 def gguf_metadata(c: GptOssConfig, add) -> None:

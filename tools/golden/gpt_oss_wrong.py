@@ -13,16 +13,11 @@ _LAYOUT = {
     "gate and up one after the other where they are interleaved",
     "gate and up weights interleaved, but not their biases",
     "gate and up projection not transposed (the same elements in the other order)",
+}
+_BLOCKS = {
     "halves of a byte of MXFP4 exchanged",
     "low halves before high halves, as in GGUF",
     "MXFP4 exponents of the next block",
-}
-_ROPE = {
-    "bounds between the pairs rounded, or not where they must be",
-    "no concentration",
-    "concentration on queries alone",
-    "every frequency divided by the factor",
-    "frequencies not scaled",
 }
 _SWIGLU = {
     "no clamps",
@@ -38,40 +33,12 @@ _CONFIGURED = {"limit 7 and alpha 1.702 in place of the configured ones"}
 
 # By config and weights, as for the other families.
 MISTAKES = {name: lambda c, w, applies=applies: applies(_decoder(c, w, None)) for name, applies in decoder_page.MISTAKES.items()}
-MISTAKES |= dict.fromkeys([*sorted(_LAYOUT - {"halves of a byte of MXFP4 exchanged", "low halves before high halves, as in GGUF", "MXFP4 exponents of the next block"}),
-                           *sorted(_ROPE), *sorted(_SWIGLU)], lambda c, w: True)
-MISTAKES |= dict.fromkeys(["halves of a byte of MXFP4 exchanged", "low halves before high halves, as in GGUF", "MXFP4 exponents of the next block"],
-                          lambda c, w: c.hidden_size % 32 == 0)
+MISTAKES |= dict.fromkeys([*sorted(_LAYOUT), *sorted(_SWIGLU)], lambda c, w: True)
+MISTAKES |= rotary.mistakes(lambda c: c.rope_parameters)
+MISTAKES |= dict.fromkeys(sorted(_BLOCKS), lambda c, w: c.hidden_size % 32 == 0)
 MISTAKES |= dict.fromkeys(sorted(_CONFIGURED), lambda c, w: c.swiglu_limit != 7)
 # x sigmoid(1.702 x) is all but zero below -7, so that only a lower limit shows.
 MISTAKES["gate clamped below too"] = lambda c, w: c.swiglu_limit < 4
-# The published bounds are 8.09 and 17.4; at a hundred positions their rounding moves the logits by 1e-3 only.
-MISTAKES["bounds between the pairs rounded, or not where they must be"] = lambda c, w: c.rope_parameters["original_max_position_embeddings"] < 100
-
-
-def turn(c, wrong) -> rotary.Rotary:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    r = c.rope_parameters
-    rounded = r["truncate"]
-    yarn = lambda rounded: rotary.yarn(r["rope_theta"], c.head_dim, r["factor"], r["original_max_position_embeddings"], r["beta_fast"], r["beta_slow"], rounded)  # noqa: E731
-    theirs, magnitude = ROPE_INIT_FUNCTIONS["yarn"](c)
-    assert abs(magnitude - rotary.yarn_magnitude(r["factor"])) < 1e-12
-    right = rotary.Rotary(rotary.checked(yarn(rounded), theirs), magnitude, r["rope_theta"], c.head_dim)
-    plain = rotary.plain(r["rope_theta"], c.head_dim)
-    with_frequencies = lambda f: replace(right, frequencies=torch.from_numpy(np.float32(f)))  # noqa: E731
-    match wrong:
-        case "bounds between the pairs rounded, or not where they must be":
-            return with_frequencies(yarn(not rounded))
-        case "no concentration":
-            return replace(right, magnitude=1.0)
-        case "concentration on queries alone":
-            return replace(right, magnitude=right.magnitude**0.5)  # as much in every score
-        case "every frequency divided by the factor":
-            return with_frequencies(plain / r["factor"])
-        case "frequencies not scaled":
-            return with_frequencies(plain)
-    return right
 
 
 def swiglu(alpha: float, limit: float, wrong):
@@ -106,7 +73,7 @@ def blocks(rows: torch.Tensor, wrong) -> torch.Tensor:
 
 
 def _decoder(c, weights, wrong) -> decoder_page.Decoder:
-    d = decoder_page.from_hugging_face(c, weights, turn(c, wrong))
+    d = decoder_page.from_hugging_face(c, weights, rotary.of(c, wrong))
     for index, layer in enumerate(d.layers):
         w = lambda name: double(weights[f"model.layers.{index}.{name}"])  # noqa: B023, E731
         both, bias = w("mlp.experts.gate_up_proj"), w("mlp.experts.gate_up_proj_bias")

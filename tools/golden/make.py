@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is downloaded
 logging.disable(logging.WARNING)
 
 # In the order of index.json.
-FAMILIES = ["gpt2", "llama", "mistral", "phi3", "gemma3", "gpt_oss"]
+FAMILIES = ["gpt2", "llama", "mistral", "phi3", "gemma3", "gpt_oss", "qwen2", "qwen3", "qwen3_moe"]
 
 
 def families(names: list[str], only: set[str]) -> int:

@@ -25,6 +25,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("gpt2-layer-scale", "scale_attn_by_inverse_layer_idx: expected false"),
     ("llama-yarn-own", "truncate: expected true"),
     ("gemma3-own-scale", "attention_bias: expected false"),
+    ("gpt-oss-float32", "swiglu_alpha: expected 1.702"),
+    ("qwen2-windows", "use_sliding_window: expected false"),
+    ("qwen3-biases", "attention_bias: expected false"),
+    ("qwen3moe-mixed", "norm_topk_prob: expected true"),
 ];
 
 /// Families whose queries and keys have their rows in another order in GGUF: sums of scores come in another order too.
@@ -96,6 +100,12 @@ fn tensors_and_keys_are_those_of_the_gguf_package() {
         ("phi3-long", "phi3-long-F32.gguf"),
         ("gemma3-base", "gemma3-base-F32.gguf"),
         ("gemma3-capped", "gemma3-capped-F32.gguf"),
+        ("gpt-oss-mxfp4", "gpt-oss-mxfp4-MXFP4.gguf"),
+        ("gpt-oss-mxfp4-openai", "gpt-oss-mxfp4-MXFP4.gguf"),
+        ("qwen2-tied", "qwen2-tied-F32.gguf"),
+        ("qwen3-tied", "qwen3-tied-F32.gguf"),
+        ("qwen3moe-sparse", "qwen3moe-sparse-F32.gguf"),
+        ("qwen3moe-sparse-fused", "qwen3moe-sparse-F32.gguf"),
     ] {
         let (_folder, path) = converted(case);
         let found = Checkpoint::open(&path).unwrap();

@@ -106,6 +106,9 @@ fn undamaged_files_work() {
     for path in [
         case("gpt2-blocks-Q8_0.gguf").model_path(),
         case("gpt2-sharded").model_path(),
+        case("gpt-oss-mxfp4-MXFP4.gguf").model_path(),
+        case("gpt-oss-mxfp4-openai").model_path(),
+        case("qwen3moe-mixed").model_path(),
         testdata().join("tokenizer/bpe"),
         testdata().join("tokenizer/bpe.gguf"),
     ] {
@@ -140,6 +143,19 @@ proptest! {
     #[test]
     fn damaged_hugging_face_directory(which in 0..8usize, damages in prop::collection::vec(damage(), 1..4)) {
         check(&files_of(&case("gpt2-sharded").model_path()), "", which, &damages);
+    }
+
+    #[test]
+    fn damaged_gguf_with_experts(damages in prop::collection::vec(damage(), 1..4)) {
+        let path = case("gpt-oss-mxfp4-MXFP4.gguf").model_path();
+        check(&[path], "gpt-oss-mxfp4-MXFP4.gguf", 0, &damages);
+    }
+
+    #[test]
+    fn damaged_directory_with_experts(which in 0..2usize, damages in prop::collection::vec(damage(), 1..4)) {
+        for case_name in ["gpt-oss-mxfp4", "gpt-oss-mxfp4-openai", "gpt-oss-bfloat16", "qwen3moe-sparse"] {
+            check(&files_of(&case(case_name).model_path()), "", which, &damages);
+        }
     }
 
     #[test]

@@ -16,7 +16,8 @@ use oxgpt_engine::quant;
 
 const DEVICES: [Device; 2] = [Device::Reference, Device::Cpu];
 
-/// One checkpoint for each way that a product reads weights, and with grouped queries, rotations, windows and caps.
+/// One checkpoint for each way that a product reads weights, and with grouped queries, rotations, windows, caps,
+/// sinks, norms of heads and experts.
 const MODELS: &[&str] = &[
     "gpt2-base",
     "gpt2-float16",
@@ -27,6 +28,9 @@ const MODELS: &[&str] = &[
     "mistral-window",
     "phi3-long",
     "gemma3-capped",
+    "gpt-oss-mxfp4",
+    "gpt-oss-many-Q8_0.gguf",
+    "qwen3moe-mixed",
 ];
 
 fn bits(logits: &[f32]) -> Vec<u32> {

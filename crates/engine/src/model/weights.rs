@@ -236,20 +236,4 @@ pub(crate) fn transpose(bytes: &[u8], rows: usize, cols: usize, element: usize) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transpose_moves_every_element() {
-        let (rows, cols) = (37, 70);
-        let original: Vec<u8> = (0..rows * cols).flat_map(|i| (i as u16).to_le_bytes()).collect();
-        let transposed = transpose(&original, rows, cols, 2);
-        for row in 0..rows {
-            for col in 0..cols {
-                let at = (col * rows + row) * 2;
-                let value = u16::from_le_bytes([transposed[at], transposed[at + 1]]);
-                assert_eq!(usize::from(value), row * cols + col);
-            }
-        }
-    }
-}
+mod tests;

@@ -6,9 +6,27 @@ use super::super::dtype::DType;
 /// added rather than multiplied.
 const F32_MATRICES: &[&str] = &["position_embd.weight", "token_types.weight"];
 
-/// Whether a tensor stays F32, whatever the type of the file.
+/// Whether a tensor stays F32, whatever the type of the file: vectors, the biases of experts, norms, routers.
 pub fn keeps_f32(name: &str, shape: &[usize]) -> bool {
-    shape.len() < 2 || name.ends_with("_norm.weight") || F32_MATRICES.contains(&name)
+    shape.len() < 2
+        || !name.ends_with(".weight")
+        || name.ends_with("_norm.weight")
+        || name.ends_with(".ffn_gate_inp.weight")
+        || F32_MATRICES.contains(&name)
+}
+
+/// The type of a matrix in a file of mostly `dtype`, of a model with experts or without. MXFP4 is for experts, where there
+/// are any, and the rest is Q8_0 then (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
+pub fn matrix_type(dtype: DType, shape: &[usize], has_experts: bool) -> DType {
+    match dtype {
+        DType::MXFP4 if has_experts && !is_of_experts(shape) => DType::Q8_0,
+        _ => dtype,
+    }
+}
+
+/// Whether a matrix of this shape holds those of all experts.
+pub fn is_of_experts(shape: &[usize]) -> bool {
+    shape.len() == 3
 }
 
 /// `general.file_type` of a file whose matrices mostly have this type: `enum llama_ftype` in `llama.h`. `None` for a
@@ -71,13 +89,28 @@ mod tests {
     }
 
     #[test]
-    fn vectors_norms_and_positions_keep_f32() {
+    fn mxfp4_is_for_experts_where_there_are_any() {
+        for (dtype, shape, has_experts, expected) in [
+            (DType::MXFP4, &[4, 64, 32][..], true, DType::MXFP4),
+            (DType::MXFP4, &[64, 32], true, DType::Q8_0),
+            (DType::MXFP4, &[64, 32], false, DType::MXFP4),
+            (DType::Q4_K, &[64, 32], true, DType::Q4_K),
+        ] {
+            assert_eq!(matrix_type(dtype, shape, has_experts), expected, "{dtype} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn vectors_norms_routers_and_positions_keep_f32() {
         for (name, shape, keeps) in [
             ("blk.0.attn_qkv.weight", &[96, 32][..], false),
             ("blk.0.attn_qkv.bias", &[96], true),
             ("position_embd.weight", &[64, 32], true),
             ("blk.0.attn_q_norm.weight", &[2, 32], true),
             ("token_embd.weight", &[64, 32], false),
+            ("blk.0.ffn_gate_inp.weight", &[4, 32], true),
+            ("blk.0.ffn_gate_exps.weight", &[4, 64, 32], false),
+            ("blk.0.ffn_gate_exps.bias", &[4, 64], true),
         ] {
             assert_eq!(keeps_f32(name, shape), keeps, "{name}");
         }

@@ -20,7 +20,7 @@ mod tests;
 mod value;
 mod writer;
 
-pub use file_type::{file_type, fitting, keeps_f32};
+pub use file_type::{file_type, fitting, is_of_experts, keeps_f32, matrix_type};
 pub use metadata::Metadata;
 pub(super) use split::{from_bytes, open};
 pub use value::{Array, Value};

@@ -143,7 +143,7 @@ impl Names {
     }
 
     /// The whole name of a part of a layer.
-    fn part(&self, layer: usize, part: &str) -> String {
+    pub fn part(&self, layer: usize, part: &str) -> String {
         format!("{}{}.{layer}.{part}", self.prefix, self.layers)
     }
 }

@@ -5,6 +5,8 @@ mod gemma3;
 mod gemma3_gguf;
 mod gpt2;
 mod gpt2_gguf;
+mod gpt_oss;
+mod gpt_oss_gguf;
 mod json;
 mod keys;
 mod llama;
@@ -13,10 +15,14 @@ mod mistral;
 mod numbers;
 mod phi3;
 mod phi3_gguf;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
 mod rope;
+mod windows;
 
 use super::{DecoderSource, ModelDescription, ModelError, file_name};
-use crate::format::{Checkpoint, gguf, hugging_face};
+use crate::format::{Checkpoint, DType, FormatError, gguf, hugging_face};
 use json::Json;
 
 /// One family: how it is called in each format, and how it is read from it.
@@ -59,6 +65,9 @@ pub struct Factors {
 /// The keys of the ids that end an answer.
 pub const GGUF_END_TOKENS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// The `model_type` of gpt-oss.
+const GPT_OSS: &str = "gpt_oss";
 
 const FAMILIES: &[Family] = &[
     Family {
@@ -107,6 +116,42 @@ const FAMILIES: &[Family] = &[
         shapes: gemma3_gguf::shapes,
         shape: gemma3_gguf::shape,
     },
+    Family {
+        gguf: &["gpt-oss"],
+        hugging_face: &[GPT_OSS],
+        from_gguf: gpt_oss::from_gguf,
+        from_hugging_face: gpt_oss::from_hugging_face,
+        to_gguf: gpt_oss_gguf::from_hugging_face,
+        shapes: gpt_oss_gguf::shapes,
+        shape: gpt_oss_gguf::shape,
+    },
+    Family {
+        gguf: &["qwen2"],
+        hugging_face: &["qwen2"],
+        from_gguf: qwen2::from_gguf,
+        from_hugging_face: qwen2::from_hugging_face,
+        to_gguf: qwen2::to_gguf,
+        shapes: qwen2::shapes,
+        shape: qwen2::shape,
+    },
+    Family {
+        gguf: &["qwen3"],
+        hugging_face: &["qwen3"],
+        from_gguf: qwen3::from_gguf,
+        from_hugging_face: qwen3::from_hugging_face,
+        to_gguf: qwen3::to_gguf,
+        shapes: qwen3::shapes,
+        shape: qwen3::shape,
+    },
+    Family {
+        gguf: &["qwen3moe"],
+        hugging_face: &["qwen3_moe"],
+        from_gguf: qwen3_moe::from_gguf,
+        from_hugging_face: qwen3_moe::from_hugging_face,
+        to_gguf: qwen3_moe::to_gguf,
+        shapes: qwen3_moe::shapes,
+        shape: qwen3_moe::shape,
+    },
 ];
 
 /// The names of all families, in either format.
@@ -126,6 +171,11 @@ pub fn shapes() -> Vec<&'static str> {
 /// The GGUF form of a published size.
 pub fn shape(name: &str) -> Option<GgufForm> {
     FAMILIES.iter().find_map(|family| (family.shape)(name))
+}
+
+/// The type that the matrices of a published size have in its GGUF files, or F16 where they come in several types.
+pub fn published_type(shape: &str) -> DType {
+    if gpt_oss_gguf::shapes().contains(&shape) { DType::MXFP4 } else { DType::F16 }
 }
 
 /// Reads the description of a model from GGUF metadata.
@@ -194,13 +244,23 @@ fn hugging_face_family(
     files: &hugging_face::Files,
 ) -> Result<(&'static Family, Json<'_>), ModelError> {
     let config = Json::new(files.directory.join("config.json"), &files.config);
-    let model_type =
-        config.string("model_type")?.ok_or_else(|| config.missing("model_type", "a name"))?;
-    match FAMILIES.iter().find(|f| f.hugging_face.contains(&model_type)) {
-        Some(family) => Ok((family, config)),
-        None => Err(ModelError::UnknownArchitecture {
+    let model_type = match config.string("model_type")? {
+        Some(model_type) => model_type,
+        None if gpt_oss::is_original(&config) => GPT_OSS,
+        None => return Err(config.missing("model_type", "a name")),
+    };
+    let Some(family) = FAMILIES.iter().find(|f| f.hugging_face.contains(&model_type)) else {
+        return Err(ModelError::UnknownArchitecture {
             file: config.file(),
             found: model_type.to_string(),
-        }),
+        });
+    };
+    // The one quantization that a directory may have is that of gpt-oss.
+    if config.has("quantization_config") && model_type != GPT_OSS {
+        return Err(ModelError::Format(FormatError::Quantized {
+            directory: files.directory.display().to_string(),
+            method: "mxfp4".to_string(),
+        }));
     }
+    Ok((family, config))
 }

@@ -10,6 +10,7 @@ use crate::format::Checkpoint;
 use crate::format::gguf::Metadata;
 
 /// The numbers of a decoder with RMSNorm, rotary positions and a gated feed-forward part, whichever file they come from.
+#[derive(Clone, Debug)]
 pub struct Numbers {
     /// Rows of the token embedding.
     pub vocab_size: usize,

@@ -81,7 +81,7 @@ pub enum Scaling {
 }
 
 /// What YaRN multiplies sine and cosine with, section 3.4 of the paper.
-fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
+pub(super) fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
