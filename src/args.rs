@@ -14,6 +14,7 @@ use oxgpt_engine::quant;
 use oxgpt_engine::quantize::Target;
 use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::stop::StopMatcher;
+use oxgpt_engine::synth;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::LazyLock;
@@ -305,12 +306,23 @@ pub struct SynthArgs {
     pub shape: String,
     #[command(flatten)]
     pub output: OutputArgs,
-    /// The type of the matrices; vectors and positions are F32
-    #[arg(long = "type", value_name = "TYPE", value_parser = parse_dtype, default_value = "F16")]
-    pub dtype: DType,
+    /// The type of the matrices; vectors, positions and routers are F32. MXFP4 is for experts, where there are any, and all
+    /// else is Q8_0 then [default: as published, MXFP4 for gpt-oss and F16 for all others]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_dtype)]
+    pub dtype: Option<DType>,
+    /// The first N layers alone, for a stack that is fast to write and to measure
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
     /// Other weights for another seed
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+impl SynthArgs {
+    /// What is made.
+    pub fn options(&self) -> synth::Options {
+        synth::Options { dtype: self.dtype, layers: self.layers, seed: self.seed }
+    }
 }
 
 /// Download a model.
@@ -487,9 +499,12 @@ impl Args {
         if let Err(error) = args.check_used(&matches) {
             Args::command().error(ErrorKind::ArgumentConflict, error).exit();
         }
-        if let Command::Run(run) = &args.command
-            && let Err(error) = run.sampling.check()
-        {
+        let checked = match &args.command {
+            Command::Run(run) => run.sampling.check(),
+            Command::Synth(args) => args.options().check(&args.shape).map_err(|e| e.to_string()),
+            _ => Ok(()),
+        };
+        if let Err(error) = checked {
             Args::command().error(ErrorKind::ValueValidation, error).exit();
         }
         args

@@ -14,8 +14,7 @@ pub fn synth(args: &SynthArgs) -> Result<()> {
     let mut progress = Progress::new("writing");
     let fallbacks = synth::synth(
         &args.shape,
-        args.dtype,
-        args.seed,
+        &args.options(),
         &args.output.destination,
         args.output.existing(),
         &mut |done, total| progress.update(done, total),
@@ -27,10 +26,9 @@ pub fn synth(args: &SynthArgs) -> Result<()> {
     }
     for (dtype, tensors) in by_type {
         eprintln!(
-            "warning: {} tensors, {} the first, are {dtype}: their rows are no whole blocks of {}",
+            "warning: {} tensors, {} the first, are {dtype}: their rows are no whole blocks of the type",
             tensors.len(),
-            tensors[0],
-            args.dtype
+            tensors[0]
         );
     }
     Ok(())

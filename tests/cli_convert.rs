@@ -167,6 +167,8 @@ fn wrong_arguments_exit_with_2() {
         &["synth", "gpt5", "dst.gguf"],
         &["synth", "gpt2", "dst.gguf", "--type", "Q9_9"],
         &["synth", "gpt2", "dst.gguf", "--seed", "-1"],
+        &["synth", "gpt2", "dst.gguf", "--layers", "0"],
+        &["synth", "gpt-oss-20b", "dst.gguf", "--layers", "25"],
         &["plan", "--ctx", "0"],
         &["plan", "--sequences", "0"],
     ] {
@@ -192,6 +194,19 @@ fn a_synthetic_model_is_exact_repeatable_and_alive() {
     let first = synth("a.gguf", "1");
     assert!(first == synth("b.gguf", "1"), "the same seed gives the same bytes");
     assert!(first != synth("c.gguf", "2"), "another seed gives others");
+}
+
+#[test]
+fn a_stack_of_a_few_layers_is_the_beginning_of_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("m.gguf");
+    stdout(oxgpt().args(["synth", "gpt2", "--type", "Q4_0", "--layers", "2"]).arg(&model));
+    let shown = json(oxgpt().args(["inspect", "--json", "--tensors", "-m"]).arg(&model));
+    assert_eq!(shown["layers"], 2);
+    let names: Vec<_> =
+        shown["tensors"].as_array().unwrap().iter().map(|tensor| &tensor["name"]).collect();
+    assert!(names.iter().any(|name| **name == "blk.1.ffn_down.weight"), "{names:?}");
+    assert!(names.iter().all(|name| !name.as_str().unwrap().starts_with("blk.2.")), "{names:?}");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use crate::format::gguf::{
-    Existing, Metadata, TensorHeader, Writer, check_destination, file_type, fitting, keeps_f32,
+    Existing, Metadata, TensorHeader, Writer, check_destination, file_type, fitting, is_of_experts,
+    keeps_f32, matrix_type,
 };
 use crate::format::{Checkpoint, DType, FormatError, Source, TensorInfo};
 use crate::quant::{self, QuantError};
@@ -162,11 +163,14 @@ pub fn quantize(
 
     let layers = metadata.usize(&format!("{}.block_count", metadata.architecture()?))?;
     let tied = checkpoint.tensor("output.weight").is_none();
+    let has_experts = checkpoint.tensors().iter().any(|tensor| is_of_experts(&tensor.shape));
     let mut quantized = Quantized::default();
     let headers: Vec<TensorHeader> = checkpoint
         .tensors()
         .iter()
-        .map(|tensor| header(tensor, target, layers.unwrap_or(0), tied, &mut quantized))
+        .map(|tensor| {
+            header(tensor, target, layers.unwrap_or(0), tied, has_experts, &mut quantized)
+        })
         .collect();
 
     let metadata = new_metadata(metadata, target);
@@ -190,14 +194,17 @@ fn header(
     target: Target,
     layers: usize,
     tied: bool,
+    has_experts: bool,
     quantized: &mut Quantized,
 ) -> TensorHeader {
     let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-    if keeps_f32(&name, &shape) {
+    // gpt-oss was trained with its experts in MXFP4; what others publish of it has them so, whatever the type of the rest.
+    let was_trained_so = tensor.dtype == DType::MXFP4 && is_of_experts(&shape);
+    if keeps_f32(&name, &shape) || was_trained_so {
         return TensorHeader { name, dtype: tensor.dtype, shape };
     }
     let is_head = name == "output.weight" || tied && name == "token_embd.weight";
-    let wanted = target.choose(&name, layers, is_head);
+    let wanted = matrix_type(target.choose(&name, layers, is_head), &shape, has_experts);
     let dtype = fitting(wanted, shape.last().copied().unwrap_or(1));
     let header = TensorHeader { name, dtype, shape };
     if dtype != wanted {

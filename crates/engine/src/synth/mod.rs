@@ -10,9 +10,11 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::convert::{factors_bytes, factors_header, no_vocabulary, weights};
-use crate::format::gguf::{Existing, TensorHeader, Writer, file_type, fitting, keeps_f32};
+use crate::format::gguf::{
+    Existing, TensorHeader, Writer, file_type, fitting, is_of_experts, keeps_f32, matrix_type,
+};
 use crate::format::{DType, FormatError};
-use crate::model::families;
+use crate::model::families::{self, GgufForm};
 use random::Filling;
 
 /// Bytes that one thread makes at once, to within a block.
@@ -31,6 +33,16 @@ pub enum SynthError {
         /// The name.
         found: String,
     },
+    /// More layers than there are, or none.
+    #[error("{shape} has {all} layers, expected from 1 to that many, found {found}")]
+    Layers {
+        /// The name.
+        shape: String,
+        /// Its layers.
+        all: usize,
+        /// Those that were asked for.
+        found: usize,
+    },
     /// A type that cannot be run.
     #[error(transparent)]
     Type(#[from] crate::quant::QuantError),
@@ -48,24 +60,62 @@ pub struct Fallback {
     pub dtype: DType,
 }
 
-/// Writes a model of the published size `shape` whose matrices have the type `dtype`. `progress` is told the bytes
-/// written so far and in total.
+/// What is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The type of the matrices; `None` for that of the published files, or F16 where they have several.
+    pub dtype: Option<DType>,
+    /// The first so many layers alone; all of them if `None`.
+    pub layers: Option<usize>,
+    /// Other weights for another seed.
+    pub seed: u64,
+}
+
+impl Options {
+    /// Checks what is known before anything is written.
+    ///
+    /// # Errors
+    /// When there is no such shape, or it has fewer layers.
+    pub fn check(&self, shape: &str) -> Result<(), SynthError> {
+        form(shape, self).map(|_| ())
+    }
+}
+
+/// The whole form of the published size `shape`, which has as many layers as are asked for.
+fn form(shape: &str, options: &Options) -> Result<GgufForm, SynthError> {
+    let Some(form) = families::shape(shape) else {
+        return Err(SynthError::UnknownShape { found: shape.to_string() });
+    };
+    let all = form.decoder.layers.len();
+    match options.layers {
+        Some(found) if !(1..=all).contains(&found) => {
+            Err(SynthError::Layers { shape: shape.to_string(), all, found })
+        }
+        _ => Ok(form),
+    }
+}
+
+/// Writes a model of the published size `shape`. `progress` is told the bytes written so far and in total.
 ///
 /// # Errors
-/// When there is no such shape, the type cannot be run, or the file cannot be written.
+/// When there is no such shape, it has fewer layers, the type cannot be run, or the file cannot be written.
 pub fn synth(
     shape: &str,
-    dtype: DType,
-    seed: u64,
+    options: &Options,
     destination: &Path,
     existing: Existing,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Fallback>, SynthError> {
-    let Some(form) = families::shape(shape) else {
-        return Err(SynthError::UnknownShape { found: shape.to_string() });
-    };
+    let mut form = form(shape, options)?;
+    let dtype = options.dtype.unwrap_or_else(|| families::published_type(shape));
     let mut metadata = form.metadata;
     metadata.set("general.name", format!("{shape} with random weights"));
+    if let Some(layers) = options.layers {
+        form.decoder.layers.truncate(layers);
+        let key = format!("{}.block_count", metadata.architecture()?);
+        metadata.set(&key, u32::try_from(layers).unwrap_or(u32::MAX));
+        metadata.set("general.name", format!("{layers} layers of {shape} with random weights"));
+    }
     if let Some(number) = file_type(dtype) {
         metadata.set("general.file_type", number);
     }
@@ -75,11 +125,16 @@ pub fn synth(
     no_vocabulary(&mut metadata, form.decoder.embedding.vocab_size)?;
 
     let mut fallbacks = Vec::new();
-    let tensors: Vec<TensorHeader> = weights(&form.decoder)
+    let sources = weights(&form.decoder);
+    let has_experts = sources.iter().any(|source| is_of_experts(&source.shape_in_file()));
+    let tensors: Vec<TensorHeader> = sources
         .into_iter()
         .map(|source| {
             let shape = source.shape_in_file();
-            let wanted = if keeps_f32(&source.name, &shape) { DType::F32 } else { dtype };
+            let wanted = match keeps_f32(&source.name, &shape) {
+                true => DType::F32,
+                false => matrix_type(dtype, &shape, has_experts),
+            };
             let fits = fitting(wanted, source.cols);
             if fits != wanted {
                 fallbacks.push(Fallback { tensor: source.name.clone(), dtype: fits });
@@ -109,7 +164,7 @@ pub fn synth(
         while left > 0 {
             let piece = &mut buffer[..left.min(chunk * CHUNKS)];
             piece.par_chunks_mut(chunk).enumerate().for_each(|(offset, out)| {
-                filling.fill(&mut random::Words::new(seed, index, first + offset), out);
+                filling.fill(&mut random::Words::new(options.seed, index, first + offset), out);
             });
             writer.write(piece)?;
             left -= piece.len();
