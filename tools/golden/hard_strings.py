@@ -59,3 +59,19 @@ SPECIAL = [
 ]
 
 ALL = WHITESPACE + CONTROL + EMOJI + SCRIPTS + WORDS + NUMBERS + CODE + SPECIAL
+
+# For the tokenizers of the families alone: SentencePiece's own characters, and the special tokens of each as they stand in prompts.
+FAMILIES = [
+    "\u2581", "\u2581\u2581", " \u2581 ", "a\u2581b", "\u2581 a", "<0x0A>", "<0x41><0x42>", "<0xff>", " <0x0A> ",
+    "<unk>", "<s>", "</s>", "<pad>", "a<s>b", "<s> a", "<s>  a</s> b", " <s>", "a </s>\n b", "<s><s>", "<unk>x", "x<unk> y",
+    "<|user|>\nhi<|end|>\n<|assistant|>\n", "<|user|>   hi <|end|>", "<|end|>\n\n\nx", "<|assistant|>x", "</s>  x", "<|endoftext|>  x",
+    "[INST] Hello [/INST]", "<s>[INST]  a [/INST] b</s>", "[INST][/INST]", "[AVAILABLE_TOOLS] []",
+    "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n", "<start_of_turn>  x", "<unused0>", "<mask>",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>", "<|eot_id|>", "<|python_tag|>x", "<|end_of_text|>",
+    "<|im_start|>system\nYou are.<|im_end|>\n<|im_start|>user\n\u00e9e\u0301<|im_end|>\n", "<tool_call>\n{}\n</tool_call>",
+    "<|start|>assistant<|channel|>final<|message|>Hi<|return|>", "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>User: hi\n\nAssistant:", "a<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "  two   three    four", "a  b   c    d", " " * 20 + "x", "\n" * 12 + "x", "\t\tx", " \n  \n   x", "x" + " " * 9,
+    "tokenization Hello", "HTTPServer iPhone eBay McDonald", "\u01c5abc\u02b0 d\u0301ef", "don't DON'T I'LL we'Ve \u0130'S", "12345678901 1,234.5 \u0661\u0662\u0663\u0664",
+    "a/b//c ///\n", "!Hello #tag @x $y", "=\n\n-\r\n", "\u4e2d\u6587\u3042\u30a2\u97d3\ud55c\uae00 mixed\u4e2d", "\u0416\u0436 \u03a9\u03c9 \u1e9e",
+]

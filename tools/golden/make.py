@@ -70,9 +70,11 @@ def main() -> int:
 
         quant_blocks.make()
     if args.what in ("all", "tokenizer"):
+        import tokenizer_families
         import tokenizer_files
 
         tokenizer_files.make()
+        tokenizer_families.make()
         if args.gpt2_vocabulary:
             tokenizer_files.real_gpt2(args.gpt2_vocabulary)
     print(f"{time.monotonic() - started:.0f} s")
