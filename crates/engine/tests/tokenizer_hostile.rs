@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oxgpt_engine::tokenizer::{EncodeOptions, Segment, Tokenizer};
+use oxgpt_engine::format::{Checkpoint, Source};
+use oxgpt_engine::tokenizer::{EncodeOptions, GgufTokenizer, Segment, Tokenizer};
 use serde_json::{Value, json};
 
 const TEXTS: [&str; 6] = [
@@ -34,6 +35,11 @@ fn source(name: &str) -> PathBuf {
 /// Opens the directory and, if it can be opened, uses it in every way. Whether it could be.
 fn exercise(directory: &Path) -> bool {
     let Ok(Some(tokenizer)) = Tokenizer::from_directory(directory) else { return false };
+    use_it(&tokenizer);
+    true
+}
+
+fn use_it(tokenizer: &Tokenizer) {
     assert_eq!(tokenizer.max_id() as usize + 1, tokenizer.metadata().vocabulary_size);
     for text in TEXTS {
         for parse_special in [true, false] {
@@ -50,7 +56,6 @@ fn exercise(directory: &Path) -> bool {
             }
         }
     }
-    true
 }
 
 /// Replaces one value of the tree, or removes or repeats it.
@@ -103,6 +108,11 @@ fn mutate(value: &mut Value, random: &mut Random) {
                 json!(["a", "b"]),
                 json!({"content": "  ", "lstrip": true}),
                 json!({"Regex": "(a*)*$"}),
+                json!("Prepend"),
+                json!("Metaspace"),
+                json!("\u{2581}"),
+                json!("<0x0A>"),
+                json!(1e308),
                 json!({"Regex": "("}),
             ];
             *value = choices[random.below(choices.len())].clone();
@@ -127,7 +137,16 @@ fn copy(from: &Path, to: &Path) -> Vec<PathBuf> {
 #[test]
 fn changed_values_are_refused_or_work() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    for name in ["bpe-added", "bpe-bos", "bpe-nfc", "bpe-vocab-merges-bos"] {
+    for name in [
+        "bpe-added",
+        "bpe-bos",
+        "bpe-nfc",
+        "bpe-vocab-merges-bos",
+        "families/llama2",
+        "families/llama2-first",
+        "families/gemma",
+        "families/unigram-bytes",
+    ] {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let files = copy(&source(name), directory.path());
         assert!(exercise(directory.path()), "{name} as it is");
@@ -173,5 +192,68 @@ fn changed_bytes_are_refused_or_work() {
             exercise(directory.path());
             fs::write(path, &original).expect("a file to write");
         }
+    }
+}
+
+#[test]
+fn changed_gguf_metadata_is_refused_or_works() {
+    let mut random = Random(7);
+    for name in ["llama2", "phi3", "gemma", "llama3", "tekken"] {
+        let checkpoint =
+            Checkpoint::open(&source(&format!("families/{name}.gguf"))).expect("a file");
+        let Source::Gguf(metadata) = checkpoint.source() else { panic!("not GGUF") };
+        let tokens = metadata.require_strings("tokenizer.ggml.tokens").expect("tokens");
+        let types = metadata.require_i32s("tokenizer.ggml.token_type").expect("types");
+        let scores = metadata.f32s("tokenizer.ggml.scores").expect("scores, or none");
+        let merges = metadata.strings("tokenizer.ggml.merges").expect("merges, or none");
+        let model = metadata.require_string("tokenizer.ggml.model").expect("a model");
+        let (mut opened, mut refused) = (0, 0);
+        for _ in 0..200 {
+            let (mut tokens, mut types) = (tokens.to_vec(), types.to_vec());
+            let (mut scores, mut merges) =
+                (scores.map(<[f32]>::to_vec), merges.map(<[String]>::to_vec));
+            let at = random.below(tokens.len());
+            let other = random.below(tokens.len());
+            let mut fields = GgufTokenizer { model, ..GgufTokenizer::default() };
+            match random.below(10) {
+                0 => tokens[at] = tokens[other].clone(),
+                1 => {
+                    tokens[at] =
+                        ["", " ", "\u{2581}\u{2581}", "<0x0A>", "a b"][random.below(5)].into()
+                }
+                2 => types[at] = random.below(9) as i32 - 1,
+                3 => {
+                    let value = [f32::NAN, f32::INFINITY, f32::MIN, 0.0, 1e30][random.below(5)];
+                    scores.iter_mut().for_each(|scores| scores[at] = value);
+                }
+                4 => tokens.truncate(at),
+                5 => scores = None,
+                6 => merges.iter_mut().for_each(|merges| {
+                    let at = random.below(merges.len());
+                    merges[at] = ["a", "a  b", "\u{2581} \u{2581}", " "][random.below(4)].into();
+                }),
+                7 => fields.unknown = Some(at as u32 * 2),
+                8 => {
+                    (fields.add_space_prefix, fields.pre) =
+                        (Some(at.is_multiple_of(2)), Some("tekken"))
+                }
+                _ => {
+                    (fields.bos, fields.add_eos, fields.architecture) =
+                        (Some(other as u32), Some(true), Some("phi3"))
+                }
+            }
+            fields.tokens = &tokens;
+            fields.token_types =
+                Some(&types).filter(|_| !other.is_multiple_of(8)).map(Vec::as_slice);
+            (fields.scores, fields.merges) = (scores.as_deref(), merges.as_deref());
+            match Tokenizer::from_gguf(fields) {
+                Ok(tokenizer) => {
+                    use_it(&tokenizer);
+                    opened += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(opened > 20 && refused > 20, "{name}: {opened} opened, {refused} refused");
     }
 }

@@ -13,7 +13,7 @@ use crate::tokenizer::TokenizerError;
 use spec::{Decoder, TensorSource};
 
 pub use open::Model;
-pub(crate) use open::gguf_tokenizer;
+pub use open::gguf_tokenizer;
 
 /// A decoder that only names its weights.
 pub type DecoderSource = Decoder<TensorSource, TensorSource>;

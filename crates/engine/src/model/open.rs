@@ -119,7 +119,7 @@ fn open_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelErr
 }
 
 /// The tokenizer in the metadata of a GGUF file, if there is one.
-pub(crate) fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokenizer>, ModelError> {
+pub fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokenizer>, ModelError> {
     // llama.cpp's two names for a file that has none.
     let model = match metadata.string("tokenizer.ggml.model")? {
         None | Some("no_vocab" | "none") => return Ok(None),
@@ -127,6 +127,7 @@ pub(crate) fn gguf_tokenizer(metadata: &gguf::Metadata) -> Result<Option<Tokeniz
     };
     let fields = GgufTokenizer {
         model,
+        architecture: metadata.string("general.architecture")?,
         pre: metadata.string("tokenizer.ggml.pre")?,
         tokens: metadata.require_strings("tokenizer.ggml.tokens")?,
         token_types: metadata.i32s("tokenizer.ggml.token_type")?,

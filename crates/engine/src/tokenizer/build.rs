@@ -1,27 +1,26 @@
 //! From the parts that a source provides to a tokenizer.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::{AddedVocabulary, NormalizerWrapper, PreTokenizerWrapper};
+use tokenizers::models::bpe::BpeTrainer;
+use tokenizers::{AddedVocabulary, NormalizerWrapper, Token};
 
+use super::decoder::Decoder;
+use super::model::ModelParts;
+use super::pre_tokenizer::PreTokenizer;
 use super::table::TokenTable;
 use super::vocabulary::{Added, Vocabulary};
-use super::{Tokenizer, TokenizerError, TokenizerKind, TokenizerMetadata};
+use super::{Tokenizer, TokenizerError, TokenizerMetadata, normalizer};
 
 /// What every source provides. Checks that need more than one part are made by [`build`](Self::build).
 pub(super) struct Parts {
     pub vocabulary: Vocabulary,
-    /// The merges, with the file they are in.
-    pub merges: Vec<(String, String)>,
-    pub merges_file: String,
-    pub unknown_token: Option<String>,
-    pub fuse_unknown: bool,
-    pub byte_fallback: bool,
-    pub ignore_merges: bool,
+    pub model: ModelParts,
     pub added: Vec<Added>,
     pub normalizer: Option<NormalizerWrapper>,
-    pub pre_tokenizer: PreTokenizerWrapper,
+    pub pre_tokenizer: PreTokenizer,
+    pub decoder: Decoder,
     pub wrap: Wrap,
     pub named: Named,
     /// Other ids that end a generation. Those outside the vocabulary are dropped: a configuration made
@@ -70,12 +69,6 @@ impl Parts {
 
     pub(super) fn build(self) -> Result<Tokenizer, TokenizerError> {
         let file = self.vocabulary.file().to_owned();
-        let failed = |error: tokenizers::Error| TokenizerError::Build {
-            file: file.clone(),
-            message: error.to_string(),
-        };
-
-        self.vocabulary.check_merges(&self.merges_file, &self.merges)?;
         for Added { token, file, .. } in &self.added {
             // With both, the crate computes a match that ends before it starts and panics.
             if token.lstrip && token.content.chars().all(char::is_whitespace) {
@@ -100,29 +93,22 @@ impl Parts {
             }
         };
 
-        let tokens = self.vocabulary.into_tokens();
-        let mut builder = BPE::builder()
-            .vocab_and_merges(tokens.iter().cloned().collect::<Vocab>(), self.merges)
-            .fuse_unk(self.fuse_unknown)
-            .byte_fallback(self.byte_fallback)
-            .ignore_merges(self.ignore_merges);
-        if let Some(token) = self.unknown_token {
-            builder = builder.unk_token(token);
-        }
-        let model = builder.build().map_err(failed)?;
-
         let mut added = AddedVocabulary::new();
+        let places = Places { ids: &placed, count: self.vocabulary.len() };
         added
             .add_tokens(
                 self.added.into_iter().map(|added| added.token),
-                &model,
+                &places,
                 self.normalizer.as_ref(),
             )
-            .map_err(failed)?;
+            .map_err(|error| TokenizerError::Build {
+                file: file.clone(),
+                message: error.to_string(),
+            })?;
         let mut added_without_special = added.clone();
         added_without_special.set_encode_special_tokens(true);
 
-        let table = TokenTable::new(&file, &tokens, &added)?;
+        let table = TokenTable::new(&self.vocabulary, &added, self.decoder)?;
         let size = table.size();
         let within = |role: &'static str, id: Option<u32>| match id {
             Some(id) if !table.contains(id) => {
@@ -147,8 +133,10 @@ impl Parts {
             .map(|(id, token)| (*id, token.content.clone()))
             .collect();
         special_tokens.sort_unstable();
+        let kind = self.model.kind(self.decoder == Decoder::ByteLevel);
+        let special = special_tokens.iter().map(|(id, _)| *id).collect();
         let metadata = TokenizerMetadata {
-            kind: TokenizerKind::ByteLevelBpe,
+            kind,
             vocabulary_size: size,
             bos,
             eos,
@@ -162,15 +150,58 @@ impl Parts {
             chat_template: self.chat_template,
         };
         Ok(Tokenizer {
-            model,
+            model: self.model.build(&self.vocabulary, special),
+            vocabulary: self.vocabulary,
             added,
             added_without_special,
+            prepends: normalizer::prepends_to(&self.normalizer),
             normalizer: self.normalizer,
             pre_tokenizer: self.pre_tokenizer,
+            decoder: self.decoder,
             prefix,
             suffix,
             table,
             metadata,
         })
+    }
+}
+
+/// The ids of the added tokens, as the crate asks a model for them.
+struct Places<'a> {
+    ids: &'a HashMap<String, u32>,
+    /// How many tokens the vocabulary has.
+    count: usize,
+}
+
+impl tokenizers::Model for Places<'_> {
+    type Trainer = BpeTrainer;
+
+    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
+        let id = self.token_to_id(text).ok_or_else(|| format!("{text:?} is not an added token"))?;
+        Ok(vec![Token::new(id, text.to_owned(), (0, text.len()))])
+    }
+
+    fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        self.ids.iter().find(|(_, place)| **place == id).map(|(token, _)| token.clone())
+    }
+
+    fn get_vocab(&self) -> HashMap<String, u32> {
+        self.ids.clone()
+    }
+
+    fn get_vocab_size(&self) -> usize {
+        self.count
+    }
+
+    fn save(&self, _: &Path, _: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
+        Err("the places of added tokens are not kept in a file".into())
+    }
+
+    fn get_trainer(&self) -> BpeTrainer {
+        BpeTrainer::default()
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use serde::de::{Deserialize, DeserializeOwned};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
@@ -72,8 +72,16 @@ pub(super) fn read_text(path: &Path) -> Result<String, TokenizerError> {
 }
 
 /// Reads a JSON file.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
-    serde_json::from_str(&read_text(path)?).map_err(|error| TokenizerError::Json {
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TokenizerError> {
+    parse_json(path, &read_text(path)?)
+}
+
+/// Reads the text of a JSON file.
+pub(super) fn parse_json<'a, T: Deserialize<'a>>(
+    path: &Path,
+    text: &'a str,
+) -> Result<T, TokenizerError> {
+    serde_json::from_str(text).map_err(|error| TokenizerError::Json {
         file: path.display().to_string(),
         message: error.to_string(),
     })

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use tokenizers::{
-    AddedVocabulary, Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizer,
-};
+use tokenizers::{AddedVocabulary, NormalizedString, OffsetReferential, OffsetType};
 
+use super::bpe::Scratch;
+use super::decoder::{Decoder, SPACE};
 use super::{Tokenizer, TokenizerError};
 
 /// How a text is to be encoded. The default is what `transformers` does.
@@ -76,7 +76,7 @@ impl Tokenizer {
         for segment in segments {
             if segment.parse_special {
                 text.push_str(&segment.text);
-            } else {
+            } else if !segment.text.is_empty() {
                 text.push(hidden.border);
                 self.hide(&segment.text, &mut hidden, &mut text)?;
                 text.push(hidden.border);
@@ -134,18 +134,29 @@ impl Tokenizer {
         if let Some(hidden) = hidden {
             // Now that the added tokens are found, what was hidden from them is text again, in its place
             // between its neighbours, before the text is cut into words.
+            let space = match self.decoder {
+                Decoder::ByteLevel => ' '.to_string(),
+                Decoder::Metaspace { .. } => SPACE.to_string(),
+            };
             pieces
-                .split(|_, piece| Ok([NormalizedString::from(hidden.show(piece.get()))]))
+                .split(|_, piece| {
+                    let text = piece.get();
+                    // The normalizer puts a space before each piece; before borders alone there is no text.
+                    let borders = if self.prepends { text.strip_prefix(SPACE) } else { None };
+                    let is_empty =
+                        borders.is_some_and(|rest| !rest.is_empty() && hidden.is_borders(rest));
+                    let shown = if is_empty { String::new() } else { hidden.show(text, &space) };
+                    Ok([NormalizedString::from(shown)])
+                })
                 .map_err(failed)?;
         }
-        self.pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
+        self.pre_tokenizer.cut(&mut pieces).map_err(failed)?;
+        let mut scratch = Scratch::default();
         for (word, _, tokens) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None)
         {
             match tokens {
                 Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-                None => ids.extend(
-                    self.model.tokenize(word).map_err(failed)?.iter().map(|token| token.id),
-                ),
+                None => self.model.tokenize(&self.vocabulary, word, &mut scratch, ids)?,
             }
         }
         Ok(())
@@ -193,11 +204,16 @@ impl Hidden {
         Ok(placeholder)
     }
 
-    fn show(&self, text: &str) -> String {
+    fn is_borders(&self, text: &str) -> bool {
+        text.chars().all(|character| character == self.border)
+    }
+
+    /// The text with the strings in place of their placeholders, with the tokenizer's spaces in them.
+    fn show(&self, text: &str, space: &str) -> String {
         let mut shown = String::with_capacity(text.len());
         for character in text.chars() {
             if let Some(string) = self.strings.get(&character) {
-                shown.push_str(string);
+                shown.push_str(&string.replace(' ', space));
             } else if character != self.border {
                 shown.push(character);
             }

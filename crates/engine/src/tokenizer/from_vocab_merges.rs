@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
+use super::TokenizerError;
 use super::build::{Parts, Wrap};
+use super::decoder::Decoder;
 use super::directory::{self, Settings};
-use super::vocabulary::{TokenMap, Vocabulary, split_merge};
-use super::{TokenizerError, pre_tokenizer};
+use super::json::Tokens;
+use super::model::ModelParts;
+use super::pre_tokenizer::PreTokenizer;
+use super::vocabulary::{Vocabulary, split_merge};
 
 const VOCABULARY: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
@@ -26,31 +30,34 @@ pub(super) fn read(
             supported: "GPT2Tokenizer; any with a tokenizer.json".to_owned(),
         });
     }
-    let TokenMap(tokens) = directory::read_json(vocabulary)?;
-    let tokens = tokens.ok_or_else(|| TokenizerError::Json {
-        file: vocabulary.display().to_string(),
-        message: "not an object of tokens and their ids".to_owned(),
-    })?;
+    let text = directory::read_text(vocabulary)?;
+    let Tokens::Ids(tokens) = directory::parse_json(vocabulary, &text)? else {
+        return Err(TokenizerError::Json {
+            file: vocabulary.display().to_string(),
+            message: "not an object of tokens and their ids".to_owned(),
+        });
+    };
+    let vocabulary = Vocabulary::new(VOCABULARY, tokens.iter().map(|(token, id)| (&token.0, *id)))?;
 
-    let mut pairs = Vec::new();
     let lines = directory::read_text(merges)?;
-    for (index, line) in lines.lines().filter(|line| !line.starts_with("#version")).enumerate() {
-        if !line.is_empty() {
-            pairs.push(split_merge(MERGES, index, line)?);
-        }
-    }
+    let lines: Vec<&str> =
+        lines.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
+    let merges = lines.iter().enumerate().map(|(index, line)| split_merge(MERGES, index, line));
+    let merges = vocabulary.merges(MERGES, merges)?;
 
     Ok(Parts {
-        vocabulary: Vocabulary::new(VOCABULARY, tokens)?,
-        merges: pairs,
-        merges_file: MERGES.to_owned(),
-        unknown_token: None,
-        fuse_unknown: false,
-        byte_fallback: false,
-        ignore_merges: false,
+        vocabulary,
+        model: ModelParts::Merges {
+            merges,
+            unknown_token: None,
+            fuse_unknown: false,
+            byte_fallback: false,
+            whole_words: false,
+        },
         added: settings.added(&[], DEFAULT)?,
         normalizer: None,
-        pre_tokenizer: pre_tokenizer::gpt2(settings.switch("add_prefix_space")?.unwrap_or(false)),
+        pre_tokenizer: PreTokenizer::gpt2(settings.switch("add_prefix_space")?.unwrap_or(false)),
+        decoder: Decoder::ByteLevel,
         wrap: Wrap::Named {
             bos: settings.switch("add_bos_token")?.unwrap_or(false),
             eos: settings.switch("add_eos_token")?.unwrap_or(false),

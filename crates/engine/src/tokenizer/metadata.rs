@@ -6,6 +6,10 @@
 pub enum TokenizerKind {
     /// Byte-pair encoding over GPT-2's byte-level alphabet.
     ByteLevelBpe,
+    /// SentencePiece's byte-pair encoding, where `▁` is a space and unknown characters are byte tokens.
+    SentencePieceBpe,
+    /// SentencePiece's unigram model.
+    Unigram,
 }
 
 impl TokenizerKind {
@@ -13,6 +17,8 @@ impl TokenizerKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::ByteLevelBpe => "byte-level BPE",
+            Self::SentencePieceBpe => "SentencePiece BPE",
+            Self::Unigram => "unigram",
         }
     }
 }

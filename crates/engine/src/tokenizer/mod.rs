@@ -2,50 +2,66 @@
 //!
 //! A [`Tokenizer`] comes from a Hugging Face directory ([`Tokenizer::from_directory`]) or from the metadata
 //! of a GGUF file ([`Tokenizer::from_gguf`]), and gives the ids that `transformers` gives for the same files.
-//! Each source is read and checked in a file of its own and handed over as `Parts`; the cutting itself, from
-//! regular expressions to merges, is that of the `tokenizers` crate.
+//! Each source is read and checked in a file of its own and handed over as `Parts`. Finding added tokens,
+//! normalizing and cutting into words is that of the `tokenizers` crate; the models that cut words into tokens
+//! (`bpe`, `unigram`) are here. `docs/tokenizers.md` says what there is.
 
+mod bpe;
 mod build;
 mod byte_level;
+mod decoder;
 mod directory;
 mod encode;
 mod error;
 mod from_gguf;
 mod from_json;
 mod from_vocab_merges;
+mod json;
 mod metadata;
+mod model;
+mod normalizer;
 mod post_processor;
 mod pre_tokenizer;
+mod rules;
+mod scores;
 mod stream;
 mod table;
 #[cfg(test)]
 mod tests;
 mod to_gguf;
+mod unigram;
 mod vocabulary;
 
 use std::path::Path;
 
-use tokenizers::models::bpe::BPE;
-use tokenizers::{AddedVocabulary, NormalizerWrapper, PreTokenizerWrapper};
+use tokenizers::{AddedVocabulary, NormalizerWrapper};
 
 use self::build::Parts;
+use self::decoder::Decoder;
 pub use self::encode::{EncodeOptions, Segment};
 pub(crate) use self::encode::{is_private_use, private_use};
 pub use self::error::TokenizerError;
 pub use self::from_gguf::GgufTokenizer;
 pub use self::metadata::{TokenizerKind, TokenizerMetadata};
+use self::model::Model;
+use self::pre_tokenizer::PreTokenizer;
 pub use self::stream::StreamDecoder;
 use self::table::TokenTable;
 pub use self::to_gguf::to_gguf;
+use self::vocabulary::Vocabulary;
 
 /// Turns text into token ids and back.
 pub struct Tokenizer {
-    model: BPE,
+    vocabulary: Vocabulary,
+    model: Model,
     added: AddedVocabulary,
     /// The same, but passing over special tokens in the text.
     added_without_special: AddedVocabulary,
     normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: PreTokenizerWrapper,
+    /// Whether the normalizer puts a `▁` before every piece of text.
+    prepends: bool,
+    pre_tokenizer: PreTokenizer,
+    decoder: Decoder,
     /// What `encode` puts before and after a text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
@@ -81,12 +97,13 @@ impl Tokenizer {
     /// The text that the ids stand for, special tokens included, nothing cleaned up. Bytes that are not
     /// UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        let mut bytes = Vec::new();
+        let mut decoder = self.decoder(false);
+        let mut text = String::new();
         for id in ids {
-            bytes.extend_from_slice(self.token_bytes(*id).ok_or_else(|| self.unknown(*id))?);
+            text.push_str(&decoder.push(*id)?);
         }
-        Ok(String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+        text.push_str(&decoder.finish());
+        Ok(text)
     }
 
     /// A decoder for tokens that come one at a time.
@@ -99,7 +116,8 @@ impl Tokenizer {
         &self.metadata
     }
 
-    /// The exact bytes that a token stands for; none if no token has this id.
+    /// The exact bytes that a token stands for; none if no token has this id. Those of SentencePiece's tokens have
+    /// spaces for `▁`.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         self.table.get(id)
     }
@@ -111,7 +129,14 @@ impl Tokenizer {
 
     /// The id of a token by its string, as the vocabulary writes it (`Ġthe`), or of an added token.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.added.token_to_id(token, &self.model)
+        self.added.get_vocab().get(token).copied().or_else(|| self.vocabulary.id(token))
+    }
+
+    /// The string of a token as the vocabulary writes it, empty if there is none.
+    fn token_text(&self, id: u32) -> &str {
+        let added = self.added.get_added_tokens_decoder().get(&id);
+        let text = added.map(|token| token.content.as_str()).or_else(|| self.vocabulary.text(id));
+        text.unwrap_or_default()
     }
 
     /// The largest id there is, and so the largest that `encode` can give.
@@ -123,4 +148,16 @@ impl Tokenizer {
     fn unknown(&self, id: u32) -> TokenizerError {
         TokenizerError::UnknownId { id, size: self.table.size() }
     }
+}
+
+/// Refuses a score with which tokens could not be compared.
+fn check_score(file: &str, token: &str, score: f64) -> Result<(), TokenizerError> {
+    if score.is_finite() {
+        return Ok(());
+    }
+    Err(TokenizerError::Field {
+        file: file.to_owned(),
+        field: format!("the score of token {token:?}"),
+        problem: format!("is {score}"),
+    })
 }

@@ -105,9 +105,10 @@ fn gguf_tokens_with_a_role_are_special_whatever_their_type() {
 fn gguf_default_cuts_at_punctuation_and_three_digits() {
     // By hand from llama.cpp's four expressions: `$` and `,` alone, digits apart from their space and in threes.
     let words = |pre: Option<&str>, text: &str| {
-        let cutter = pre_tokenizer::from_gguf_name(pre, false).expect("a known name");
+        let rule = rules::by_name(pre).expect("a known name");
+        let cutter = PreTokenizer::from_rule("f", rule, false).expect("a rule");
         let mut pieces = tokenizers::PreTokenizedString::from(text);
-        tokenizers::PreTokenizer::pre_tokenize(&cutter, &mut pieces).expect("it cuts");
+        cutter.cut(&mut pieces).expect("it cuts");
         let referential = tokenizers::OffsetReferential::Normalized;
         let splits = pieces.get_splits(referential, tokenizers::OffsetType::None);
         splits.into_iter().map(|(word, _, _)| word.to_owned()).collect::<Vec<_>>().join("|")
@@ -122,8 +123,8 @@ fn gguf_default_cuts_at_punctuation_and_three_digits() {
 fn gguf_refusals_name_the_thing() {
     let (tokens, merges, types) = small();
     assert_eq!(
-        refusal(|fields| fields.model = "llama"),
-        "GGUF metadata asks for tokenizer model \"llama\", which is not supported (supported: gpt2)"
+        refusal(|fields| fields.model = "t5"),
+        "GGUF metadata asks for tokenizer model \"t5\", which is not supported (supported: gpt2, llama, gemma4)"
     );
     assert!(refusal(|fields| fields.pre = Some("qwen9")).contains("pre-tokenizer \"qwen9\""));
     assert_eq!(
@@ -217,7 +218,7 @@ fn truncation_and_padding_of_the_file_are_not_followed() {
 fn json_refusals_name_the_thing() {
     type Change = fn(&mut Value);
     let refused: [(Change, &str); 16] = [
-        (|v| v["model"]["type"] = json!("Unigram"), "model \"Unigram\""),
+        (|v| v["model"]["type"] = json!("WordPiece"), "model \"WordPiece\""),
         (|v| v["model"]["vocab"] = json!([["a", 0.5]]), "model \"BPE\""),
         (|v| v["model"]["dropout"] = json!(0.1), "dropout"),
         (|v| v["model"]["continuing_subword_prefix"] = json!("##"), "continuing_subword_prefix"),
@@ -230,11 +231,8 @@ fn json_refusals_name_the_thing() {
             |v| v["model"]["merges"][0] = json!(["l", "w"]),
             "merge 0 in tokenizer.json needs the token \"lw\"",
         ),
-        (|v| v["decoder"] = json!({"type": "Metaspace"}), "decoder \"Metaspace\""),
-        (
-            |v| v["normalizer"] = json!({"type": "Prepend", "prepend": "_"}),
-            "normalizer \"Prepend\"",
-        ),
+        (|v| v["decoder"] = json!({"type": "WordPiece"}), "decoder \"WordPiece\""),
+        (|v| v["normalizer"] = json!({"type": "Precompiled"}), "normalizer \"Precompiled\""),
         (|v| v["pre_tokenizer"] = json!(null), "pre-tokenizer \"none\""),
         (
             |v| v["pre_tokenizer"] = json!({"type": "Digits", "individual_digits": true}),

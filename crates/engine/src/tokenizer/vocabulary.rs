@@ -1,9 +1,10 @@
-//! The vocabulary while it is put together: every token once, every id once, every merge within it.
+//! The vocabulary: every token once, every id once, every merge within it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt;
+use std::sync::Arc;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use ahash::RandomState;
 use tokenizers::AddedToken;
 
 use super::TokenizerError;
@@ -12,92 +13,120 @@ use super::TokenizerError;
 pub(super) const MAX_TOKENS: usize = 1 << 22;
 /// A merge makes a token, and some vocabularies reach the same token by several merges.
 pub(super) const MAX_MERGES: usize = 4 * MAX_TOKENS;
+/// Stands for no token in lists by id.
+const NONE: u32 = u32::MAX;
 
 /// The model's own tokens, checked.
 pub(super) struct Vocabulary {
     file: String,
-    tokens: Vec<(String, u32)>,
-    ids: HashMap<String, u32>,
-    texts: HashMap<u32, usize>,
+    tokens: Vec<(Arc<str>, u32)>,
+    ids: HashMap<Arc<str>, u32, RandomState>,
+    /// Where each id's token is in `tokens`.
+    places: Vec<u32>,
 }
 
+/// What a merge takes and makes, by id: `left`, `right`, and the token of both strings together.
+pub(super) type Merge = [u32; 3];
+
 impl Vocabulary {
-    pub(super) fn new(file: &str, tokens: Vec<(String, u32)>) -> Result<Self, TokenizerError> {
-        if tokens.len() > MAX_TOKENS {
-            return Err(TokenizerError::TooMany {
-                file: file.to_owned(),
-                what: "tokens",
-                count: tokens.len(),
-                limit: MAX_TOKENS,
+    pub(super) fn new<T: AsRef<str>>(
+        file: &str,
+        tokens: impl ExactSizeIterator<Item = (T, u32)>,
+    ) -> Result<Self, TokenizerError> {
+        too_many(file, "tokens", tokens.len(), MAX_TOKENS)?;
+        let mut vocabulary = Self {
+            file: file.to_owned(),
+            tokens: Vec::with_capacity(tokens.len()),
+            ids: HashMap::with_capacity_and_hasher(tokens.len(), RandomState::new()),
+            places: vec![NONE; tokens.len()],
+        };
+        for (token, id) in tokens {
+            vocabulary.push(token.as_ref(), id)?;
+        }
+        Ok(vocabulary)
+    }
+
+    fn push(&mut self, token: &str, id: u32) -> Result<(), TokenizerError> {
+        check_id(&self.file, token, id)?;
+        let text: Arc<str> = token.into();
+        if let Some(first) = self.ids.insert(text.clone(), id) {
+            return Err(TokenizerError::DuplicateToken {
+                file: self.file.clone(),
+                token: token.to_owned(),
+                first,
+                second: id,
             });
         }
-        let mut ids = HashMap::with_capacity(tokens.len());
-        let mut texts: HashMap<u32, usize> = HashMap::with_capacity(tokens.len());
-        for (index, (token, id)) in tokens.iter().enumerate() {
-            check_id(file, token, *id)?;
-            if let Some(first) = ids.insert(token.clone(), *id) {
-                return Err(TokenizerError::DuplicateToken {
-                    file: file.to_owned(),
-                    token: token.clone(),
-                    first,
-                    second: *id,
-                });
-            }
-            if let Some(first) = texts.insert(*id, index) {
-                return Err(TokenizerError::DuplicateId {
-                    file: file.to_owned(),
-                    id: *id,
-                    first: tokens[first].0.clone(),
-                    second: token.clone(),
-                });
-            }
+        if self.places.len() <= id as usize {
+            self.places.resize(id as usize + 1, NONE);
         }
-        Ok(Self { file: file.to_owned(), tokens, ids, texts })
+        if let Some(first) = self.text(id) {
+            return Err(TokenizerError::DuplicateId {
+                file: self.file.clone(),
+                id,
+                first: first.to_owned(),
+                second: token.to_owned(),
+            });
+        }
+        // Fewer than `MAX_TOKENS`.
+        self.places[id as usize] = self.tokens.len() as u32;
+        self.tokens.push((text, id));
+        Ok(())
+    }
+
+    /// Gives a token another string, which no token has yet; whether it could.
+    pub(super) fn rename(&mut self, id: u32, text: &str) -> bool {
+        let Some(place) = self.places.get(id as usize).map(|place| *place as usize) else {
+            return false;
+        };
+        if self.ids.contains_key(text) || place >= self.tokens.len() {
+            return false;
+        }
+        self.ids.remove(&self.tokens[place].0);
+        self.tokens[place].0 = text.into();
+        self.ids.insert(text.into(), id);
+        true
     }
 
     pub(super) fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    pub(super) fn tokens(&self) -> &[(String, u32)] {
-        &self.tokens
+    /// The tokens in the file's order.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.tokens.iter().map(|(token, id)| (&**token, *id))
     }
 
-    pub(super) fn into_tokens(self) -> Vec<(String, u32)> {
-        self.tokens
+    /// One more than the largest id; 0 of none.
+    pub(super) fn size(&self) -> usize {
+        self.tokens.iter().map(|(_, id)| *id as usize + 1).max().unwrap_or(0)
     }
 
-    /// Checks that both halves and the result of every merge are tokens. The `tokenizers` crate relies
-    /// on it: a result longer than every token overruns its buffer and panics.
-    pub(super) fn check_merges(
+    /// The ids of a list of merges, each `(left, right)`. A later merge of the same two counts, as in the
+    /// `tokenizers` crate.
+    pub(super) fn merges<'a>(
         &self,
         file: &str,
-        merges: &[(String, String)],
-    ) -> Result<(), TokenizerError> {
-        if merges.len() > MAX_MERGES {
-            return Err(TokenizerError::TooMany {
-                file: file.to_owned(),
-                what: "merges",
-                count: merges.len(),
-                limit: MAX_MERGES,
-            });
-        }
+        merges: impl ExactSizeIterator<Item = Result<(Cow<'a, str>, Cow<'a, str>), TokenizerError>>,
+    ) -> Result<Vec<Merge>, TokenizerError> {
+        too_many(file, "merges", merges.len(), MAX_MERGES)?;
+        let mut ids = Vec::with_capacity(merges.len());
         let mut merged = String::new();
-        for (index, (left, right)) in merges.iter().enumerate() {
+        for (index, merge) in merges.enumerate() {
+            let (left, right) = merge?;
             merged.clear();
-            merged.push_str(left);
-            merged.push_str(right);
-            for token in [left.as_str(), right.as_str(), merged.as_str()] {
-                if !self.ids.contains_key(token) {
-                    return Err(TokenizerError::MergeToken {
-                        file: file.to_owned(),
-                        index,
-                        token: token.to_owned(),
-                    });
-                }
-            }
+            merged.push_str(&left);
+            merged.push_str(&right);
+            let id = |token: &str| {
+                self.id(token).ok_or_else(|| TokenizerError::MergeToken {
+                    file: file.to_owned(),
+                    index,
+                    token: token.to_owned(),
+                })
+            };
+            ids.push([id(&left)?, id(&right)?, id(&merged)?]);
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// The id of every added token, as the `tokenizers` crate and so `transformers` assign it: that of the
@@ -124,10 +153,8 @@ impl Vocabulary {
                     actual: id,
                 });
             }
-            let in_vocabulary = self.texts.get(&id).map(|index| self.tokens[*index].0.as_str());
-            if let Some(first) =
-                taken.insert(id, content).or(in_vocabulary).filter(|first| *first != content)
-            {
+            let taken = taken.insert(id, content).or_else(|| self.text(id));
+            if let Some(first) = taken.filter(|first| *first != content) {
                 return Err(TokenizerError::DuplicateId {
                     file: file.clone(),
                     id,
@@ -144,9 +171,27 @@ impl Vocabulary {
         self.ids.get(token).copied()
     }
 
+    /// The string of an id.
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        let place = self.places.get(id as usize)?;
+        self.tokens.get(*place as usize).map(|(token, _)| &**token)
+    }
+
     pub(super) fn file(&self) -> &str {
         &self.file
     }
+}
+
+fn too_many(
+    file: &str,
+    what: &'static str,
+    count: usize,
+    limit: usize,
+) -> Result<(), TokenizerError> {
+    if count > limit {
+        return Err(TokenizerError::TooMany { file: file.to_owned(), what, count, limit });
+    }
+    Ok(())
 }
 
 fn check_id(file: &str, token: &str, id: u32) -> Result<(), TokenizerError> {
@@ -170,82 +215,15 @@ pub(super) struct Added {
     pub file: String,
 }
 
-/// `{"token": id, ..}` in the file's order, duplicates kept, so that they can be refused. Anything but
-/// an object reads as none: a list is another kind of model's vocabulary, refused by the model's name.
-#[derive(Default)]
-pub(super) struct TokenMap(pub Option<Vec<(String, u32)>>);
-
-impl<'de> Deserialize<'de> for TokenMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Tokens;
-        impl<'de> Visitor<'de> for Tokens {
-            type Value = TokenMap;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of tokens and their ids")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TokenMap, A::Error> {
-                let mut tokens = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    tokens.push(entry);
-                }
-                Ok(TokenMap(Some(tokens)))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<TokenMap, A::Error> {
-                while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(TokenMap(None))
-            }
-        }
-        deserializer.deserialize_any(Tokens)
-    }
-}
-
-/// A merge of a `tokenizer.json`: `"left right"`, or since 0.20 `["left", "right"]`.
-pub(super) struct Merge(pub String, pub Option<String>);
-
-impl<'de> Deserialize<'de> for Merge {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pair;
-        impl<'de> Visitor<'de> for Pair {
-            type Value = Merge;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a merge: two tokens")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Merge, E> {
-                Ok(Merge(text.to_owned(), None))
-            }
-
-            fn visit_string<E>(self, text: String) -> Result<Merge, E> {
-                Ok(Merge(text, None))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Merge, A::Error> {
-                let missing = |n| serde::de::Error::invalid_length(n, &"two tokens");
-                let left = list.next_element()?.ok_or_else(|| missing(0))?;
-                let right = list.next_element()?.ok_or_else(|| missing(1))?;
-                if list.next_element::<IgnoredAny>()?.is_some() {
-                    return Err(missing(3));
-                }
-                Ok(Merge(left, Some(right)))
-            }
-        }
-        deserializer.deserialize_any(Pair)
-    }
-}
-
 /// The two tokens of `"left right"`: exactly one space, as no token of a byte-level alphabet has one.
-pub(super) fn split_merge(
+pub(super) fn split_merge<'a>(
     file: &str,
     index: usize,
-    text: &str,
-) -> Result<(String, String), TokenizerError> {
+    text: &'a str,
+) -> Result<(Cow<'a, str>, Cow<'a, str>), TokenizerError> {
     match text.split_once(' ') {
         Some((left, right)) if !left.is_empty() && !right.is_empty() && !right.contains(' ') => {
-            Ok((left.to_owned(), right.to_owned()))
+            Ok((left.into(), right.into()))
         }
         _ => {
             Err(TokenizerError::MergeSyntax { file: file.to_owned(), index, text: text.to_owned() })

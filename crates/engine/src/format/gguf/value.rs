@@ -188,6 +188,7 @@ from! {
     String => Value::String;
     Vec<String> => |v| Value::Array(Array::String(v));
     Vec<i32> => |v| Value::Array(Array::I32(v));
+    Vec<f32> => |v| Value::Array(Array::F32(v));
 }
 
 impl From<&str> for Value {
