@@ -49,7 +49,8 @@ impl<'a> Marks<'a> {
         }
     }
 
-    /// The value with every special string hidden. Keys stay: templates look things up by them.
+    /// The value with every special string hidden, in keys too: what templates look up is no such string, and a tool's
+    /// parameters are written with their names.
     pub(super) fn hide(&mut self, value: &Value) -> Result<Value, TemplateError> {
         Ok(match value {
             Value::String(text) => Value::String(self.hide_text(text)?),
@@ -59,7 +60,7 @@ impl<'a> Marks<'a> {
             Value::Object(object) => {
                 let mut hidden = Map::new();
                 for (key, value) in object {
-                    hidden.insert(key.clone(), self.hide(value)?);
+                    hidden.insert(self.hide_text(key)?, self.hide(value)?);
                 }
                 Value::Object(hidden)
             }

@@ -4,6 +4,7 @@
 //! `apply_chat_template` of `transformers` does, and keeps apart what the template wrote and what came from
 //! outside, so that nobody can write a special token into a message.
 
+mod bound;
 mod date;
 mod json;
 mod mark;

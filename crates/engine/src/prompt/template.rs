@@ -9,14 +9,15 @@ use minijinja::{
 };
 use serde_json::{Map, Value, json};
 
+use super::bound;
 use super::date::strftime;
 use super::json::tojson;
 use super::mark::Marks;
 use crate::tokenizer::{Segment, Tokenizer};
 
 const NAME: &str = "chat template";
-/// Real templates are a few kilobytes.
-const MAX_SOURCE: usize = 1 << 20;
+/// Real templates have up to 20 kilobytes.
+const MAX_SOURCE: usize = 1 << 18;
 /// What rendering may cost: one per instruction and per 64 bytes written or copied, so at most 128 MiB.
 const FUEL: u64 = 2 << 20;
 /// How deep loops and macros may nest. The stack of a thread of 2 MiB holds several times this.
@@ -54,9 +55,20 @@ pub enum TemplateError {
         /// What failed, with its line.
         message: String,
     },
+    /// A message is not one that the format can say.
+    #[error("message {number} of the conversation: {message}")]
+    Message {
+        /// Its place, from 1.
+        number: usize,
+        /// What is wrong with it.
+        message: String,
+    },
     /// The template loops, or repeats too much.
     #[error("the chat template takes too long or writes too much")]
     Endless,
+    /// A thread with a large stack could not be started.
+    #[error("the system has no room for a thread to render the chat template in")]
+    NoStack,
     /// The text has every private-use character of Unicode, and so none is left to mark special tokens.
     #[error("the conversation uses every private-use character")]
     NoMarks,
@@ -126,8 +138,10 @@ impl Rendered {
 ///   string in a message does not find it. Added tokens that are not special, such as `<think>` in many
 ///   models, are left alone.
 ///
-/// What a template can cost is bounded, with one gap known: `minijinja` 3.1 does not count a list that is
-/// added to itself more than 32 times in a row (`x = x + x`), which then takes all memory.
+/// - A loop over `none` has no rounds; it is an error there.
+/// - A macro cannot be the value of a variable, and `sum` adds numbers alone.
+///
+/// What a template can cost is bounded: in time, memory, and depth.
 ///
 /// Only whole strings are protected: a token that the template itself puts together from a message's parts,
 /// as in `'<|' + message.role + '|>'`, is the template's doing, so roles should be checked by the caller.
@@ -169,7 +183,15 @@ impl ChatTemplate {
             let raised = Raised(message.to_string());
             Err(Error::new(ErrorKind::InvalidOperation, raised.0.clone()).with_source(raised))
         });
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(syntax)?;
+        // In `minijinja`, `none` is iterable too.
+        environment.add_test("iterable", |value: &Jinja| {
+            value.is_undefined() || (!value.is_none() && value.try_iter().is_ok())
+        });
+        bound::install(&mut environment);
+        let bounded = bound::bounded(&without_generation_tags(source))
+            .map_err(|message| TemplateError::Syntax { message })?;
+        let added = bound::with_stack(|| environment.add_template_owned(NAME, bounded));
+        added.ok_or(TemplateError::NoStack)?.map_err(syntax)?;
         Ok(Self { environment, source: source.to_owned(), tokens })
     }
 
@@ -194,6 +216,10 @@ impl ChatTemplate {
 
     /// Renders a conversation.
     pub fn render(&self, conversation: &Conversation) -> Result<Rendered, TemplateError> {
+        bound::with_stack(|| self.render_here(conversation)).ok_or(TemplateError::NoStack)?
+    }
+
+    fn render_here(&self, conversation: &Conversation) -> Result<Rendered, TemplateError> {
         let Conversation { messages, tools, documents, variables, .. } = conversation;
         let lists = [Some(messages), tools.as_ref(), documents.as_ref()];
         let values = lists.into_iter().flatten().flatten().chain(variables.values());
@@ -290,18 +316,21 @@ fn sentence(error: &Error) -> String {
     }
 }
 
+/// The reasoning of an assistant's message, under any of the names that are in use.
+pub(super) fn reasoning_of(fields: &Map<String, Value>) -> Option<&Value> {
+    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+    NAMES.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()))
+}
+
 /// The message with its reasoning under the names that templates read: `reasoning_content`, and `thinking`
 /// in those of gpt-oss. Callers name it in either way, or `reasoning`.
 fn with_reasoning(message: &Value) -> Value {
-    const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
     let mut message = message.clone();
-    if let Value::Object(fields) = &mut message {
-        let reasoning =
-            NAMES.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
-        if let Some(reasoning) = reasoning.cloned() {
-            fields.entry("thinking").or_insert_with(|| reasoning.clone());
-            fields.insert("reasoning_content".to_owned(), reasoning);
-        }
+    if let Value::Object(fields) = &mut message
+        && let Some(reasoning) = reasoning_of(fields).cloned()
+    {
+        fields.entry("thinking").or_insert_with(|| reasoning.clone());
+        fields.insert("reasoning_content".to_owned(), reasoning);
     }
     message
 }
