@@ -65,6 +65,8 @@ pub struct ModelArgs {
 pub enum Command {
     /// Generate text
     Run(Box<RunArgs>),
+    /// Talk with a model
+    Chat(Box<ChatArgs>),
     /// Compute the logits of every token and write them to a file
     Logits(LogitsArgs),
     /// Turn text into token ids, or back
@@ -94,7 +96,7 @@ pub struct RunArgs {
     #[arg(conflicts_with = "tokens")]
     pub prompt: Option<String>,
     /// The prompt as token ids, separated by commas
-    #[arg(long, value_name = "IDS")]
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["system", "reasoning_effort", "hide_reasoning"])]
     pub tokens: Option<TokenList>,
     /// The most tokens to generate; until the model ends or the context is full if not given
     #[arg(short = 'n', long, value_name = "N")]
@@ -103,11 +105,10 @@ pub struct RunArgs {
     #[arg(long, conflicts_with_all = ["raw", "tokens"])]
     pub chat: bool,
     /// Continue the prompt as it is, without a chat template
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["system", "reasoning_effort", "hide_reasoning"])]
     pub raw: bool,
-    /// The system message that goes before the prompt of a chat
-    #[arg(long, conflicts_with_all = ["raw", "tokens"], value_name = "TEXT")]
-    pub system: Option<String>,
+    #[command(flatten)]
+    pub chat_options: ChatOptions,
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
@@ -115,6 +116,56 @@ pub struct RunArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// Talk with a model.
+///
+/// A line is a message. A line that ends in a backslash goes on in the next one, and lines between two `"""` are one
+/// message. `/help` lists the commands. Standard input need not be a terminal.
+#[derive(Debug, clap::Args)]
+pub struct ChatArgs {
+    /// The most tokens of an answer; until the model ends or the context is full if not given
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub chat_options: ChatOptions,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What a conversation is given beside its messages.
+#[derive(Debug, clap::Args)]
+pub struct ChatOptions {
+    /// The system message that goes before the first message of a chat
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// How much the model should think, for templates that ask for it
+    #[arg(long, value_name = "EFFORT")]
+    pub reasoning_effort: Option<ReasoningEffort>,
+    /// Do not show what the model thinks, for formats that keep it apart
+    #[arg(long)]
+    pub hide_reasoning: bool,
+}
+
+/// How much a model should think.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReasoningEffort {
+    Low,
+    Medium,
+    High,
+}
+
+impl ReasoningEffort {
+    /// What templates call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReasoningEffort::Low => "low",
+            ReasoningEffort::Medium => "medium",
+            ReasoningEffort::High => "high",
+        }
+    }
 }
 
 /// How tokens are chosen. What is not given comes from the model's own settings, then from the defaults named here.
@@ -501,6 +552,7 @@ impl Args {
         }
         let checked = match &args.command {
             Command::Run(run) => run.sampling.check(),
+            Command::Chat(chat) => chat.sampling.check(),
             Command::Synth(args) => args.options().check(&args.shape).map_err(|e| e.to_string()),
             _ => Ok(()),
         };

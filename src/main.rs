@@ -3,13 +3,16 @@
 
 mod args;
 mod bench;
+mod chat;
 mod convert;
+mod generate;
 mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
 mod memory;
 mod open;
+mod output;
 mod perplexity;
 mod plan;
 mod pull;
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let Args { model, command } = Args::read();
     let result = match &command {
         Command::Run(args) => run::run(&model, args),
+        Command::Chat(args) => chat::chat(&model, args),
         Command::Logits(args) => logits::logits(&model, args),
         Command::Tokenize(args) => tokenize::tokenize(&model, args),
         Command::Perplexity(args) => perplexity::perplexity(&model, args),
@@ -48,6 +52,6 @@ fn main() -> ExitCode {
     }
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
