@@ -116,7 +116,7 @@ impl<'a> HarmonyParser<'a> {
         if self.tokenizer.is_special(token) {
             self.special(token, &String::from_utf8_lossy(bytes));
         } else {
-            let text = self.decoder.push_bytes(bytes);
+            let text = self.decoder.push(token).unwrap_or_default();
             self.text(&text);
         }
         std::mem::take(&mut self.deltas)
