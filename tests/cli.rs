@@ -15,9 +15,10 @@ fn the_demo_continues_as_transformers_does() {
         let report =
             json(oxgpt().args(["run", "--json", "--temperature", "0", "-n", "40", prompt]));
         assert_eq!(ids(&report["prompt_tokens"]), ids(&case["prompt_ids"]), "{prompt}");
-        // A step where two tokens are as good as equal may go either way, and all after it with it.
+        // A step where two tokens are nearly equal may go either way, since the backend rounds activations to 8 bits, and
+        // all after it with it.
         let margins = case["margins"].as_array().unwrap();
-        let sure = margins.iter().take_while(|margin| margin.as_f64().unwrap() > 1e-3).count();
+        let sure = margins.iter().take_while(|margin| margin.as_f64().unwrap() > 0.05).count();
         let found = ids(&report["tokens"]);
         assert_eq!(found[..sure.min(found.len())], expected[..sure.min(found.len())], "{prompt}");
         assert!(found.len() == 40 || report["finish_reason"] == "stop");
@@ -285,8 +286,9 @@ fn a_model_agrees_with_itself() {
     let mut command = oxgpt();
     command.args(["perplexity", "--json", "--ctx", "8", "--stride", "3", "--against"]).arg(demo);
     let report = json(command.args(["--against-device", "reference"]).arg(text));
-    assert!(report["mean_kl_divergence"].as_f64().unwrap().abs() < 1e-6);
-    assert_eq!(report["top_1_agreement"], 1.0);
+    // Activations in 8 bits make the difference, and no more than that.
+    assert!(report["mean_kl_divergence"].as_f64().unwrap().abs() < 3e-3);
+    assert!(report["top_1_agreement"].as_f64().unwrap() > 0.8);
     assert_eq!(report["scored_tokens"].as_u64().unwrap() + 1, report["tokens"].as_u64().unwrap());
 }
 

@@ -296,7 +296,7 @@ impl Engine {
         };
         let executor = match options.device {
             Device::Reference => {
-                load(Reference, model, layout.clone(), &groups, limits, &mut loaded)?
+                load(Reference::default(), model, layout.clone(), &groups, limits, &mut loaded)?
             }
             Device::Cpu => {
                 let threads = options.threads.unwrap_or_else(physical_cores);

@@ -4,7 +4,7 @@
 mod common;
 
 use common::gguf::write_gpt2;
-use common::{Golden, case, engine, relative_l2};
+use common::{Golden, case, engine, relative_l2, score_with_8_bit_inputs};
 use oxgpt_engine::backend::cpu::Cpu;
 use oxgpt_engine::backend::reference::Reference;
 use oxgpt_engine::batch::{Batch, Logits};
@@ -79,7 +79,7 @@ impl Bench {
         let mut ignore = |_| {};
         let executor = match device {
             Device::Reference => {
-                load(Reference, model, layout, &groups, limits, &mut ignore).unwrap()
+                load(Reference::default(), model, layout, &groups, limits, &mut ignore).unwrap()
             }
             Device::Cpu => {
                 let cpu = Cpu::new(threads).unwrap();
@@ -181,7 +181,7 @@ fn no_weight_type_lets_neighbours_change_a_bit() {
         }
         let prompts = [tokens.clone(), tokens[3..].to_vec(), tokens[20..].to_vec()];
         assert_batches_change_nothing(&model, Device::Cpu, &prompts);
-        let error = relative_l2(&one_by_one, &score(&model, Device::Reference, 64, &tokens));
+        let error = relative_l2(&one_by_one, &score_with_8_bit_inputs(&model, &tokens));
         assert!(error < 1e-4, "{dtype}: {error} from the reference");
     }
 }

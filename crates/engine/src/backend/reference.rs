@@ -14,7 +14,34 @@ use std::ops::Range;
 
 /// The reference backend.
 #[derive(Debug, Default)]
-pub struct Reference;
+pub struct Reference {
+    /// See [`Reference::with_8_bit_inputs`].
+    has_8_bit_inputs: bool,
+}
+
+impl Reference {
+    /// The definition of what backends compute that round the inputs of products with block types to 8 bits: each 32
+    /// become integers times a 127th of the largest magnitude among them. Everything else is as always.
+    pub fn with_8_bit_inputs() -> Self {
+        Reference { has_8_bit_inputs: true }
+    }
+
+    /// `x . weights` for a row of a matrix.
+    fn product(&self, x: &[f64], matrix: &HostMatrix, row: usize) -> f64 {
+        let weights = weight_row(matrix, row);
+        if !self.has_8_bit_inputs || matrix.dtype.block_size() == 1 {
+            return dot(x, &weights);
+        }
+        let blocks = x.chunks(32).zip(weights.chunks(32));
+        blocks.map(|(x, weights)| dot(&rounded_to_8_bits(x), weights)).sum()
+    }
+}
+
+fn rounded_to_8_bits(x: &[f64]) -> Vec<f64> {
+    let largest = x.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
+    let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
+    x.iter().map(|x| (x / scale).round_ties_even() * scale).collect()
+}
 
 /// Rows of f64 activations.
 pub struct Buffer {
@@ -127,10 +154,9 @@ impl Backend for Reference {
         let mut start = 0;
         for linear in linears {
             for output in 0..linear.weight.rows {
-                let weights = weight_row(&linear.weight, output);
                 for row in 0..x.rows() {
                     out.row_mut(row)[start + output] =
-                        dot(x.row(row), &weights) + bias(linear, output);
+                        self.product(x.row(row), &linear.weight, output) + bias(linear, output);
                 }
             }
             start += linear.weight.rows;
@@ -139,9 +165,9 @@ impl Backend for Reference {
 
     fn matmul_add(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
         for output in 0..linear.weight.rows {
-            let weights = weight_row(&linear.weight, output);
             for row in 0..x.rows() {
-                out.row_mut(row)[output] += dot(x.row(row), &weights) + bias(linear, output);
+                out.row_mut(row)[output] +=
+                    self.product(x.row(row), &linear.weight, output) + bias(linear, output);
             }
         }
     }
@@ -149,9 +175,8 @@ impl Backend for Reference {
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &HostMatrix) {
         out.reset(x.rows(), weight.rows);
         for output in 0..weight.rows {
-            let weights = weight_row(weight, output);
             for row in 0..x.rows() {
-                out.row_mut(row)[output] = dot(x.row(row), &weights);
+                out.row_mut(row)[output] = self.product(x.row(row), weight, output);
             }
         }
     }
@@ -284,6 +309,7 @@ impl Backend for Reference {
         linears: &[Linear<HostMatrix, Vec<f32>>],
         routes: &Routes,
     ) {
+        let this = &*self;
         let outputs = |linear: &Linear<HostMatrix, _>| linear.weight.rows / routes.experts;
         out.reset(routes.choices.len(), linears.iter().map(outputs).sum());
         for (index, (expert, _)) in routes.choices.iter().enumerate() {
@@ -291,7 +317,7 @@ impl Backend for Reference {
             let products = linears.iter().flat_map(|linear| {
                 let first = expert * outputs(linear);
                 (first..first + outputs(linear)).map(move |output| {
-                    dot(x, &weight_row(&linear.weight, output)) + bias(linear, output)
+                    this.product(x, &linear.weight, output) + bias(linear, output)
                 })
             });
             out.row_mut(index).iter_mut().zip(products).for_each(|(out, product)| *out = product);
@@ -309,7 +335,7 @@ impl Backend for Reference {
         for (index, (expert, weight)) in routes.choices.iter().enumerate() {
             for (output, sum) in out.row_mut(index / routes.chosen).iter_mut().enumerate() {
                 let row = expert * outputs + output;
-                let product = dot(x.row(index), &weight_row(&linear.weight, row));
+                let product = self.product(x.row(index), &linear.weight, row);
                 *sum += weight * (product + bias(linear, row));
             }
         }

@@ -4,8 +4,12 @@
 
 pub mod gguf;
 
+use oxgpt_engine::backend::reference::Reference;
+use oxgpt_engine::batch::{Batch, Logits};
 use oxgpt_engine::engine::{Device, Engine, EngineOptions};
+use oxgpt_engine::kv::{KvLayout, KvPools};
 use oxgpt_engine::model::Model;
+use oxgpt_engine::model::executor::{BatchLimits, load};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -79,6 +83,25 @@ pub fn engine(model: &Model, device: Device, chunk: usize, sequences: usize) -> 
     let options =
         EngineOptions { device, chunk, sequences, threads: Some(2), ..EngineOptions::default() };
     Engine::new(model, &options, &mut |_, _| {}).unwrap()
+}
+
+/// The logits that the definition gives for a backend which rounds the inputs of products with block types to 8 bits.
+pub fn score_with_8_bit_inputs(model: &Model, tokens: &[u32]) -> Vec<f32> {
+    let decoder = &model.description.decoder;
+    let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
+    let groups = layout.groups(1, decoder.context_length, tokens.len());
+    let limits = BatchLimits { rows: tokens.len(), logit_rows: tokens.len() };
+    let reference = Reference::with_8_bit_inputs();
+    let mut executor = load(reference, model, layout, &groups, limits, &mut |_| {}).unwrap();
+    let count = groups.len();
+    let mut pools = KvPools::new(groups, tokens.len());
+    let mut kv = pools.reserve(tokens.len()).unwrap();
+    pools.extend(&mut kv, 0, tokens.len());
+    let mut batch = Batch::new(count);
+    batch.push(tokens, 0, false, &kv.tables, Logits::All);
+    let mut logits = Vec::new();
+    executor.forward(&batch, &mut logits).unwrap();
+    logits
 }
 
 /// `|found - expected| / |expected|`

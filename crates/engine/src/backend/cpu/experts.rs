@@ -1,9 +1,9 @@
 //! Mixtures of experts: each expert computes the rows that are routed to it together, so that its weights are read once.
 
-use super::simd::Isa;
+use super::simd::{Finish, Isa, PackedMatrix};
 use super::{Buffer, Cpu};
-use crate::backend::HostMatrix;
 use crate::model::spec::{Choice, ChoiceWeights, Linear};
+use std::ops::Range;
 
 /// The experts of every row.
 #[derive(Default)]
@@ -56,13 +56,15 @@ impl Routes {
     }
 }
 
-/// The matrix of one expert.
-fn of_expert(stacked: &HostMatrix, expert: usize, experts: usize) -> HostMatrix {
-    let rows = stacked.rows / experts;
-    let bytes = rows * stacked.row_bytes();
-    let range = expert * bytes..(expert + 1) * bytes;
-    let bytes = stacked.bytes.slice(range).expect("an expert lies inside the matrix of all");
-    HostMatrix { rows, cols: stacked.cols, dtype: stacked.dtype, bytes }
+/// The part of one expert in the matrix of all, as a factor of [`Cpu::products`].
+fn of_expert<'a>(
+    stacked: &'a Linear<PackedMatrix, Vec<f32>>,
+    expert: usize,
+    experts: usize,
+) -> (&'a PackedMatrix, Range<usize>, Finish<'a>) {
+    let rows = stacked.weight.rows() / experts;
+    let finish = Finish { bias: stacked.bias.as_deref(), add: false };
+    (&stacked.weight, expert * rows..(expert + 1) * rows, finish)
 }
 
 /// Those rows of `x`.
@@ -77,28 +79,19 @@ pub fn matmul(
     cpu: &mut Cpu,
     out: &mut Buffer,
     x: &Buffer,
-    linears: &[Linear<HostMatrix, Vec<f32>>],
+    linears: &[Linear<PackedMatrix, Vec<f32>>],
     routes: &Routes,
 ) {
-    let outputs = |linear: &Linear<HostMatrix, _>| linear.weight.rows / routes.experts;
+    let outputs = |linear: &Linear<PackedMatrix, _>| linear.weight.rows() / routes.experts;
     out.set_shape(routes.weights.len(), linears.iter().map(outputs).sum());
     let mut products = Buffer::default();
     for (expert, places) in routes.busy() {
         let x = gathered(x, places.iter().map(|place| place / routes.chosen));
-        let mut start = 0;
-        for linear in linears {
-            let weight = of_expert(&linear.weight, expert, routes.experts);
-            let bias =
-                linear.bias.as_ref().map(|bias| &bias[expert * weight.rows..][..weight.rows]);
-            products.set_shape(places.len(), weight.rows);
-            cpu.product(&mut products, &x, &weight, |out, output, product| {
-                *out = product + bias.map_or(0.0, |bias| bias[output]);
-            });
-            for (index, place) in places.iter().enumerate() {
-                let columns = start..start + weight.rows;
-                out.row_mut(*place)[columns].copy_from_slice(products.row(index));
-            }
-            start += weight.rows;
+        products.set_shape(places.len(), out.width);
+        let of_expert = |linear| of_expert(linear, expert, routes.experts);
+        cpu.products(&mut products, &x, linears.iter().map(of_expert));
+        for (index, place) in places.iter().enumerate() {
+            out.row_mut(*place).copy_from_slice(products.row(index));
         }
     }
 }
@@ -108,21 +101,18 @@ pub fn matmul_add(
     cpu: &mut Cpu,
     out: &mut Buffer,
     x: &Buffer,
-    linear: &Linear<HostMatrix, Vec<f32>>,
+    linear: &Linear<PackedMatrix, Vec<f32>>,
     routes: &Routes,
 ) {
-    let outputs = linear.weight.rows / routes.experts;
+    let outputs = linear.weight.rows() / routes.experts;
     let mut all = Buffer::default();
     all.set_shape(routes.weights.len(), outputs);
     let mut products = Buffer::default();
     for (expert, places) in routes.busy() {
         let x = gathered(x, places.iter().copied());
-        let weight = of_expert(&linear.weight, expert, routes.experts);
-        let bias = linear.bias.as_ref().map(|bias| &bias[expert * outputs..][..outputs]);
         products.set_shape(places.len(), outputs);
-        cpu.product(&mut products, &x, &weight, |out, output, product| {
-            *out = product + bias.map_or(0.0, |bias| bias[output]);
-        });
+        let factor = of_expert(linear, expert, routes.experts);
+        cpu.products(&mut products, &x, std::iter::once(factor));
         for (index, place) in places.iter().enumerate() {
             all.row_mut(*place).copy_from_slice(products.row(index));
         }

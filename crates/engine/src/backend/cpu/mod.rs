@@ -1,4 +1,4 @@
-//! The CPU backend: weights stay in the file's own type and are read where the file is mapped.
+//! The CPU backend: weights keep the precision of the file, in an order that suits vector instructions.
 
 mod attention;
 pub mod bandwidth;
@@ -11,14 +11,10 @@ pub mod threads;
 use super::{Backend, HostMatrix};
 use crate::batch::{Batch, BlockTables};
 use crate::model::spec::{AttentionShape, Choice, Linear, Nonlinearity, Norm, Rope};
-use crate::quant;
-use simd::{Isa, TILE_ROWS};
+use simd::{Activations, Arena, Finish, Isa, PackedMatrix, Target};
 use std::io;
 use std::ops::Range;
 use threads::Threads;
-
-/// Tokens that a block of a product keeps in the second-level cache.
-const TOKENS_PER_BLOCK: usize = 32;
 
 /// Elements below which an elementwise operation is not worth sharing: some microseconds of one thread.
 const ELEMENTS_PER_PIECE: usize = 8192;
@@ -27,10 +23,10 @@ const ELEMENTS_PER_PIECE: usize = 8192;
 pub struct Cpu {
     isa: Isa,
     threads: Threads,
-    /// A product before it is transposed: (outputs, tokens).
-    product: Vec<f32>,
-    /// One of several products whose outputs go side by side.
-    part: Buffer,
+    /// Where the weights are.
+    arena: Arena,
+    /// The inputs of the latest product.
+    activations: Activations,
     attention: attention::Plan,
 }
 
@@ -79,55 +75,26 @@ impl Cpu {
         Ok(Cpu {
             isa,
             threads,
-            product: Vec::new(),
-            part: Buffer::default(),
+            arena: Arena::default(),
+            activations: Activations::default(),
             attention: attention::Plan::default(),
         })
     }
 
-    /// Computes `x * weight.transposed()` and calls `store(element of out, its output, product)` for each element.
-    fn product(
+    /// Products of the rows `x` with several matrices, the outputs of one after those of the other.
+    fn products<'a>(
         &mut self,
         out: &mut Buffer,
         x: &Buffer,
-        weight: &HostMatrix,
-        store: impl Fn(&mut f32, usize, f32) + Sync,
+        factors: impl Iterator<Item = (&'a PackedMatrix, Range<usize>, Finish<'a>)>,
     ) {
-        let (isa, tokens, outputs) = (self.isa, x.rows(), weight.rows);
-        if tokens == 0 {
-            return;
-        }
-        // A few pieces for each thread even out what the system does beside us; whole tiles waste no row.
-        let pieces = self.threads.count() * 4;
-        let piece = outputs.div_ceil(pieces).next_multiple_of(TILE_ROWS);
-        if tokens == 1 {
-            self.threads.for_each_chunk(&mut out.data, piece, |index, out| {
-                let mut product = [0.0; 64];
-                for (tile, out) in out.chunks_mut(product.len()).enumerate() {
-                    let first = index * piece + tile * product.len();
-                    let product = &mut product[..out.len()];
-                    isa.matmul_rows(product, weight, first, &x.data);
-                    for (offset, (out, product)) in out.iter_mut().zip(product).enumerate() {
-                        store(out, first + offset, *product);
-                    }
-                }
-            });
-            return;
-        }
-        // Threads share the outputs, so that each weight is read once; the result is turned around at the end.
-        self.product.resize(outputs * TOKENS_PER_BLOCK.min(tokens), 0.0);
-        let blocks = x.data.chunks(TOKENS_PER_BLOCK * x.width);
-        for (x, out) in blocks.zip(out.data.chunks_mut(TOKENS_PER_BLOCK * outputs)) {
-            let tokens = x.len() / weight.cols;
-            let product = &mut self.product[..outputs * tokens];
-            self.threads.for_each_chunk(product, piece * tokens, |index, product| {
-                isa.matmul_rows(product, weight, index * piece, x);
-            });
-            self.threads.for_each_chunk(out, outputs, |token, out| {
-                for (output, out) in out.iter_mut().enumerate() {
-                    store(out, output, product[output * tokens + token]);
-                }
-            });
+        self.activations.set(self.isa, x.rows(), x.width);
+        let mut first_column = 0;
+        for (weights, rows, finish) in factors {
+            let target = Target { width: out.width, out: &mut out.data, first_column };
+            first_column += rows.len();
+            let (threads, activations) = (&mut self.threads, &mut self.activations);
+            self.isa.product(threads, target, &x.data, activations, weights, rows, finish);
         }
     }
 }
@@ -143,26 +110,29 @@ impl Cpu {
             }
         });
     }
+}
 
-    fn matmul_one(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
-        match &linear.bias {
-            Some(bias) => {
-                self.product(out, x, &linear.weight, |out, i, product| *out = product + bias[i]);
-            }
-            None => self.product(out, x, &linear.weight, |out, _, product| *out = product),
-        }
-    }
+/// A whole matrix as a factor of [`Cpu::products`].
+fn whole<'a>(
+    linear: &'a Linear<PackedMatrix, Vec<f32>>,
+    add: bool,
+) -> (&'a PackedMatrix, Range<usize>, Finish<'a>) {
+    let finish = Finish { bias: linear.bias.as_deref(), add };
+    (&linear.weight, 0..linear.weight.rows(), finish)
 }
 
 impl Backend for Cpu {
-    type Matrix = HostMatrix;
+    type Matrix = PackedMatrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
     type Kv = attention::Kv;
     type Routes = experts::Routes;
 
-    fn matrix(&mut self, matrix: HostMatrix) -> HostMatrix {
-        matrix
+    fn matrix(&mut self, matrix: HostMatrix) -> PackedMatrix {
+        let packed = PackedMatrix::new(&matrix, &mut self.arena, &mut self.threads);
+        // Whoever needs these bytes again reads the file again.
+        matrix.bytes.give_back();
+        packed
     }
 
     fn vector(&mut self, vector: Vec<f32>) -> Vec<f32> {
@@ -181,20 +151,20 @@ impl Backend for Cpu {
         attention::Kv::new(blocks, shape)
     }
 
-    fn embed(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32], scale: f32) {
-        out.set_shape(rows.len(), table.cols);
-        for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
-            dequantize_row(out, table, *row);
+    fn embed(&mut self, out: &mut Buffer, table: &PackedMatrix, rows: &[u32], scale: f32) {
+        out.set_shape(rows.len(), table.cols());
+        for (out, row) in out.data.chunks_exact_mut(table.cols()).zip(rows) {
+            table.dequantize_row(*row as usize, out);
             if scale != 1.0 {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
         }
     }
 
-    fn add_rows(&mut self, out: &mut Buffer, table: &HostMatrix, rows: &[u32]) {
-        let mut addend = vec![0.0; table.cols];
-        for (out, row) in out.data.chunks_exact_mut(table.cols).zip(rows) {
-            dequantize_row(&mut addend, table, *row);
+    fn add_rows(&mut self, out: &mut Buffer, table: &PackedMatrix, rows: &[u32]) {
+        let mut addend = vec![0.0; table.cols()];
+        for (out, row) in out.data.chunks_exact_mut(table.cols()).zip(rows) {
+            table.dequantize_row(*row as usize, &mut addend);
             for (out, addend) in out.iter_mut().zip(&addend) {
                 *out += addend;
             }
@@ -220,37 +190,24 @@ impl Backend for Cpu {
         });
     }
 
-    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, linears: &[Linear<HostMatrix, Vec<f32>>]) {
-        if let [linear] = linears {
-            out.set_shape(x.rows(), linear.weight.rows);
-            return self.matmul_one(out, x, linear);
-        }
-        out.set_shape(x.rows(), linears.iter().map(|linear| linear.weight.rows).sum());
-        let mut part = std::mem::take(&mut self.part);
-        let mut start = 0;
-        for linear in linears {
-            part.set_shape(x.rows(), linear.weight.rows);
-            self.matmul_one(&mut part, x, linear);
-            for row in 0..x.rows() {
-                out.row_mut(row)[start..start + part.width].copy_from_slice(part.row(row));
-            }
-            start += part.width;
-        }
-        self.part = part;
+    fn matmul(&mut self, out: &mut Buffer, x: &Buffer, linears: &[Linear<PackedMatrix, Vec<f32>>]) {
+        out.set_shape(x.rows(), linears.iter().map(|linear| linear.weight.rows()).sum());
+        self.products(out, x, linears.iter().map(|linear| whole(linear, false)));
     }
 
-    fn matmul_add(&mut self, out: &mut Buffer, x: &Buffer, linear: &Linear<HostMatrix, Vec<f32>>) {
-        match &linear.bias {
-            Some(bias) => {
-                self.product(out, x, &linear.weight, |out, i, product| *out += product + bias[i]);
-            }
-            None => self.product(out, x, &linear.weight, |out, _, product| *out += product),
-        }
+    fn matmul_add(
+        &mut self,
+        out: &mut Buffer,
+        x: &Buffer,
+        linear: &Linear<PackedMatrix, Vec<f32>>,
+    ) {
+        self.products(out, x, std::iter::once(whole(linear, true)));
     }
 
-    fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &HostMatrix) {
-        out.set_shape(x.rows(), weight.rows);
-        self.product(out, x, weight, |out, _, product| *out = product);
+    fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &PackedMatrix) {
+        out.set_shape(x.rows(), weight.rows());
+        let finish = Finish { bias: None, add: false };
+        self.products(out, x, std::iter::once((weight, 0..weight.rows(), finish)));
     }
 
     fn add(&mut self, out: &mut Buffer, x: &Buffer) {
@@ -324,7 +281,7 @@ impl Backend for Cpu {
         &mut self,
         out: &mut Buffer,
         x: &Buffer,
-        linears: &[Linear<HostMatrix, Vec<f32>>],
+        linears: &[Linear<PackedMatrix, Vec<f32>>],
         routes: &experts::Routes,
     ) {
         experts::matmul(self, out, x, linears, routes);
@@ -334,7 +291,7 @@ impl Backend for Cpu {
         &mut self,
         out: &mut Buffer,
         x: &Buffer,
-        linear: &Linear<HostMatrix, Vec<f32>>,
+        linear: &Linear<PackedMatrix, Vec<f32>>,
         routes: &experts::Routes,
     ) {
         experts::matmul_add(self, out, x, linear, routes);
@@ -351,11 +308,6 @@ impl Backend for Cpu {
         out.clear();
         out.extend_from_slice(&x.data);
     }
-}
-
-fn dequantize_row(out: &mut [f32], matrix: &HostMatrix, row: u32) {
-    quant::dequantize(matrix.dtype, matrix.row(row as usize), out)
-        .expect("types and lengths were checked when the model was opened");
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ macro_rules! assert_same {
         let run_cpu = |$b: &mut Cpu| $run;
         let run_reference = |$b: &mut Reference| $run;
         let mut cpu = Cpu::new(2).unwrap();
-        let (found, expected) = (run_cpu(&mut cpu), run_reference(&mut Reference));
+        let (found, expected) = (run_cpu(&mut cpu), run_reference(&mut Reference::default()));
         assert_eq!(found.len(), expected.len(), "{}", $what);
         assert!(expected.iter().any(|x| *x != 0.0), "{}: nothing to compare", $what);
         let square = |x: f32| f64::from(x) * f64::from(x);

@@ -84,7 +84,7 @@ fn poison(kv: &mut Kv) {
 fn every_instruction_set_agrees_with_the_reference() {
     for (shape, with_sinks, rows) in cases() {
         let inputs = inputs(rows, shape.qkv_width());
-        let expected = run(&mut Reference, &inputs, &shape, with_sinks, &[rows], |_| {});
+        let expected = run(&mut Reference::default(), &inputs, &shape, with_sinks, &[rows], |_| {});
         for isa in Isa::all() {
             let mut cpu = Cpu::with_isa(2, isa).unwrap();
             let found = run(&mut cpu, &inputs, &shape, with_sinks, &[rows], |_| {});
@@ -153,7 +153,8 @@ fn sequences_of_one_batch_do_not_meet() {
         batch.push(&vec![0; length], 0, false, &[table], Logits::None);
     }
     let (mut qkv, mut out) = (cpu.buffer(49, inputs.cols), cpu.buffer(49, inputs.cols));
-    cpu.embed(&mut qkv, &inputs, &(0..49).collect::<Vec<u32>>(), 1.0);
+    let table = cpu.matrix(inputs.clone());
+    cpu.embed(&mut qkv, &table, &(0..49).collect::<Vec<u32>>(), 1.0);
     cpu.append(&mut kv, &qkv, &batch, &batch.block_tables[0], &shape);
     cpu.attend(&mut out, &qkv, &kv, &batch, &batch.block_tables[0], &shape, None);
     let mut first = 0;
@@ -163,7 +164,7 @@ fn sequences_of_one_batch_do_not_meet() {
         let bytes = Bytes::from(inputs.bytes[start..start + rows].to_vec());
         if length > 0 {
             let alone = HostMatrix { rows: length, bytes, ..inputs.clone() };
-            let expected = run(&mut Reference, &alone, &shape, false, &[length], |_| {});
+            let expected = run(&mut Reference::default(), &alone, &shape, false, &[length], |_| {});
             let found = &out.data[first * shape.query_width()..][..expected.len()];
             for (found, expected) in found.iter().zip(&expected) {
                 assert!((found - expected).abs() < 1e-5, "{length}: {found} {expected}");

@@ -1,9 +1,8 @@
 //! Sixteen lanes in two AVX2 registers, with FMA and half-precision conversion.
 #![allow(unsafe_code)]
 
-use super::kernels::{self, entry_points};
-use super::{Kernel, Lanes, x86};
-use crate::backend::HostMatrix;
+use super::kernels::entry_points;
+use super::{Kernel, Lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -49,68 +48,6 @@ unsafe impl Lanes for Avx2 {
         unsafe {
             _mm256_storeu_ps(to, self.0);
             _mm256_storeu_ps(to.add(8), self.1);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: 32 bytes are there.
-        unsafe {
-            Avx2(
-                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(from.add(16).cast())),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: 32 bytes are there.
-        unsafe {
-            let widen =
-                |bytes| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bytes)));
-            Avx2(widen(_mm_loadu_si128(from.cast())), widen(_mm_loadu_si128(from.add(16).cast())))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn f16(bits: u16) -> f32 {
-        // SAFETY: F16C was detected.
-        unsafe { x86::f16(bits) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        // SAFETY: 16 bytes are there.
-        unsafe {
-            let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-            let bytes = _mm_loadu_si128(from.cast());
-            Avx2(widen(bytes), widen(_mm_srli_si128::<8>(bytes)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
-        // SAFETY: 16 bytes are there.
-        unsafe {
-            let values = x86::look_up_nibbles(from, high, table);
-            let widen = |bytes| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-            Avx2(widen(values), widen(_mm_srli_si128::<8>(values)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
-        // SAFETY: 16 bytes are there.
-        unsafe { x86::bit_plane(from, bit) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
-        // SAFETY: AVX2 was detected.
-        unsafe {
-            let addend = |bits| _mm256_and_ps(mask(bits), _mm256_set1_ps(value));
-            Avx2(_mm256_add_ps(self.0, addend(bits)), _mm256_add_ps(self.1, addend(bits >> 8)))
         }
     }
 

@@ -1,9 +1,8 @@
 //! Sixteen lanes in one AVX-512 register.
 #![allow(unsafe_code)]
 
-use super::kernels::{self, entry_points};
-use super::{Kernel, Lanes, x86};
-use crate::backend::HostMatrix;
+use super::kernels::entry_points;
+use super::{Kernel, Lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -33,54 +32,6 @@ unsafe impl Lanes for Avx512 {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: there is room for 16 f32.
         unsafe { _mm512_storeu_ps(to, self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: 32 bytes are there.
-        unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: 32 bytes are there.
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn f16(bits: u16) -> f32 {
-        // SAFETY: F16C was detected.
-        unsafe { x86::f16(bits) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        // SAFETY: 16 bytes are there.
-        unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
-        // SAFETY: 16 bytes are there.
-        unsafe {
-            let values = x86::look_up_nibbles(from, high, table);
-            Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
-        // SAFETY: 16 bytes are there.
-        unsafe { x86::bit_plane(from, bit) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
-        // SAFETY: AVX-512 was detected.
-        unsafe { Avx512(_mm512_mask_add_ps(self.0, bits, self.0, _mm512_set1_ps(value))) }
     }
 
     #[inline(always)]
@@ -177,4 +128,4 @@ unsafe impl Lanes for Avx512 {
     }
 }
 
-entry_points!(Avx512, 4 x 4, "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c");
+entry_points!(Avx512, 4 x 4, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");

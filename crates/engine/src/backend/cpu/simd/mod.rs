@@ -1,27 +1,49 @@
 //! The vector instructions behind the CPU backend, chosen here and nowhere else.
 //!
-//! `Lanes` is sixteen f32 lanes; each instruction set implements it in a file of its own, and the kernels are
-//! written once on top. All sets sum in the same sixteen lanes and the same tree, so AVX2 and AVX-512 give bit for
-//! bit the same results; only the portable one differs, since it has no fused multiply-add.
+//! Products work on lanes that are rows of weights ([`rows::RowLanes`]; weights are packed for it at load, see
+//! [`PackedMatrix`]), everything else on sixteen f32 lanes of one row (`Lanes`). Each instruction set implements both, and
+//! the kernels are written once on top. All sets sum in the same order, so AVX2 and AVX-512 give bit for bit the same
+//! results; only the portable one differs, since it has no fused multiply-add.
 
 mod activation;
+mod activations;
+mod arena;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod block_types;
 mod elementary;
 mod kernels;
 mod norm;
+mod one_row;
+mod output;
+mod packed;
 mod portable;
-mod weight_types;
+mod product;
+mod rows;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod rows_avx2;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx512;
+mod rows_portable;
+mod tiles;
 
-use crate::backend::HostMatrix;
+pub use activations::Activations;
+pub use arena::Arena;
+pub use output::{Finish, Target};
+pub use packed::PackedMatrix;
 
-/// Rows that every instruction set's register tile divides.
-pub const TILE_ROWS: usize = 4;
+use activations::Tile;
+use output::Columns;
+use tiles::TileFunctions;
+
+/// Rows of weights that lie side by side.
+const GROUP: usize = 16;
+
+/// Columns whose activations share a scale.
+const BLOCK: usize = 32;
 
 /// Number of f32 lanes that all kernels work in.
 pub const LANES: usize = 16;
@@ -41,20 +63,6 @@ unsafe trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Writes 16 f32.
     unsafe fn store(self, to: *mut f32);
-    /// Reads 16 IEEE half-precision numbers.
-    unsafe fn load_f16(from: *const u8) -> Self;
-    /// Reads 16 bfloat16 numbers.
-    unsafe fn load_bf16(from: *const u8) -> Self;
-    /// One IEEE half-precision number from its bits.
-    unsafe fn f16(bits: u16) -> f32;
-    /// Reads 16 signed bytes.
-    unsafe fn load_i8(from: *const u8) -> Self;
-    /// Reads 16 bytes and looks their low (or high) nibbles up in a table.
-    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self;
-    /// Reads 16 bytes and takes bit `bit` of each.
-    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16;
-    /// Adds `value` to the lanes whose bits are set.
-    unsafe fn add_where(self, bits: u16, value: f32) -> Self;
     /// Asks for the cache line at `at`, wherever that is.
     unsafe fn prefetch(at: *const u8);
     /// `self * other`
@@ -174,6 +182,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
                 {
                     all.push(Isa(Kind::Avx512));
                 }
@@ -198,15 +207,66 @@ impl Isa {
         }
     }
 
-    /// `out[r][t] = weights[first_row + r] . x[t]` for as many rows as `out` has room for.
-    ///
-    /// `x` is (tokens, cols) and `out` (rows, tokens).
-    pub fn matmul_rows(self, out: &mut [f32], weights: &HostMatrix, first_row: usize, x: &[f32]) {
-        let tokens = x.len() / weights.cols;
-        assert_eq!(x.len(), tokens * weights.cols, "x has whole rows");
-        assert!(tokens > 0 && out.len().is_multiple_of(tokens), "out has whole rows");
-        assert!(first_row + out.len() / tokens <= weights.rows, "the rows exist");
-        dispatch!(self, matmul_rows(out, weights, first_row, x));
+    /// Tokens of the widest register tile.
+    fn widest_tile(self) -> usize {
+        match self.0 {
+            Kind::Portable => rows_portable::Portable::WIDEST,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => rows_avx2::Avx2::WIDEST,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => rows_avx512::Avx512::WIDEST,
+        }
+    }
+
+    /// See [`rows::RowLanes::WIDE_LESS_128`].
+    fn is_wide_less_128(self) -> bool {
+        match self.0 {
+            Kind::Portable => rows_portable::Portable::WIDE_LESS_128,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => rows_avx2::Avx2::WIDE_LESS_128,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => rows_avx512::Avx512::WIDE_LESS_128,
+        }
+    }
+
+    /// See [`activations::quantize_tile`].
+    #[allow(unsafe_code)]
+    fn quantize_tile(self, tile: &mut Tile, x: &[f32]) {
+        match self.0 {
+            // SAFETY: the portable code needs no instruction set.
+            Kind::Portable => unsafe { rows_portable::quantize_tile(tile, x) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::Avx2 => unsafe { rows_avx2::quantize_tile(tile, x) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::Avx512 => unsafe { rows_avx512::quantize_tile(tile, x) },
+        }
+    }
+
+    /// See [`product::piece`].
+    #[allow(unsafe_code)]
+    fn piece(
+        self,
+        columns: &mut Columns<'_>,
+        x: &Activations,
+        weights: &PackedMatrix,
+        finish: Finish<'_>,
+    ) {
+        match self.0 {
+            // SAFETY: the portable code needs no instruction set.
+            Kind::Portable => unsafe {
+                product::piece::<rows_portable::Portable>(columns, x, weights, finish)
+            },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::Avx2 => unsafe { product::piece::<rows_avx2::Avx2>(columns, x, weights, finish) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::Avx512 => unsafe {
+                product::piece::<rows_avx512::Avx512>(columns, x, weights, finish)
+            },
+        }
     }
 
     /// Runs a kernel with this instruction set.

@@ -1,9 +1,8 @@
 //! Sixteen lanes in plain Rust, for machines without a set of our own.
 #![allow(unsafe_code)]
 
-use super::kernels::{self, entry_points};
+use super::kernels::entry_points;
 use super::{Kernel, LANES, Lanes};
-use crate::backend::HostMatrix;
 use std::array::from_fn;
 
 #[derive(Clone, Copy)]
@@ -31,54 +30,6 @@ unsafe impl Lanes for Portable {
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: there is room for 16 f32.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u8) -> Self {
-        // SAFETY: 16 elements of 2 bytes are there.
-        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
-        Portable(bytes.map(|bytes| half::f16::from_le_bytes(bytes).to_f32_const()))
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: 16 elements of 2 bytes are there.
-        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
-        Portable(bytes.map(|bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)))
-    }
-
-    #[inline(always)]
-    unsafe fn f16(bits: u16) -> f32 {
-        half::f16::from_bits(bits).to_f32_const()
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(from: *const u8) -> Self {
-        // SAFETY: 16 bytes are there.
-        let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
-        Portable(bytes.map(f32::from))
-    }
-
-    #[inline(always)]
-    unsafe fn load_nibbles(from: *const u8, high: bool, table: &[i8; 16]) -> Self {
-        // SAFETY: 16 bytes are there.
-        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
-        let nibble = |byte: u8| if high { byte >> 4 } else { byte & 15 };
-        Portable(bytes.map(|byte| f32::from(table[usize::from(nibble(byte))])))
-    }
-
-    #[inline(always)]
-    unsafe fn bit_plane(from: *const u8, bit: usize) -> u16 {
-        // SAFETY: 16 bytes are there.
-        let bytes = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
-        let bits = bytes.iter().enumerate();
-        bits.fold(0, |plane, (lane, byte)| plane | u16::from(byte >> bit & 1) << lane)
-    }
-
-    #[inline(always)]
-    unsafe fn add_where(self, bits: u16, value: f32) -> Self {
-        let addend = |lane: usize| if bits >> lane & 1 == 1 { value } else { 0.0 };
-        Portable(from_fn(|lane| self.0[lane] + addend(lane)))
     }
 
     #[inline(always)]
