@@ -62,7 +62,7 @@ impl Target {
     }
 
     /// The type of a matrix, before its rows are looked at.
-    fn choose(self, name: &str, layers: usize, is_head: bool) -> DType {
+    fn choose(self, name: &str, model: &Facts, is_head: bool) -> DType {
         let main = self.main();
         if is_head {
             // Errors of the last product go straight to the logits.
@@ -76,10 +76,52 @@ impl Target {
             return main;
         }
         let (layer, part) = layer_and_part(name).unwrap_or((0, name));
+        let more = more_bits(layer, model.layers);
         match part {
-            "attn_qkv.weight" | "ffn_down.weight" if more_bits(layer, layers) => DType::Q6_K,
+            // Of Mixtral: what all experts share is small beside them.
+            "attn_v.weight" | "attn_qkv.weight" | "attn_k.weight" if model.experts == 8 => {
+                DType::Q8_0
+            }
+            "attn_output.weight" if model.experts == 8 && main == DType::Q4_K => DType::Q5_K,
+            "attn_v.weight" | "attn_qkv.weight" | "ffn_down.weight" | "ffn_down_exps.weight"
+                if more =>
+            {
+                DType::Q6_K
+            }
+            // Eight heads share it, so it is small and its errors count eight times.
+            "attn_v.weight" | "attn_qkv.weight" if model.is_70b && main == DType::Q4_K => {
+                DType::Q5_K
+            }
             _ => main,
         }
+    }
+}
+
+/// What the choice of types depends on besides a tensor's name.
+#[derive(Clone, Copy, Debug, Default)]
+struct Facts {
+    layers: usize,
+    experts: usize,
+    /// What llama.cpp takes for a model of about 70 billion parameters.
+    is_70b: bool,
+}
+
+impl Facts {
+    fn of(metadata: &Metadata) -> Result<Self, FormatError> {
+        let architecture = metadata.architecture()?;
+        let number = |key: &str| metadata.usize(&format!("{architecture}.{key}"));
+        let layers = number("block_count")?.unwrap_or(0);
+        let experts = number("expert_count")?.unwrap_or(0);
+        let is_70b = layers == 80
+            && match architecture {
+                "llama" => {
+                    let heads = number("attention.head_count")?;
+                    number("attention.head_count_kv")?.is_some_and(|kv| Some(kv) != heads)
+                }
+                "qwen2" => true,
+                _ => false,
+            };
+        Ok(Facts { layers, experts, is_70b })
     }
 }
 
@@ -161,16 +203,14 @@ pub fn quantize(
     }
     check_destination(destination, existing)?;
 
-    let layers = metadata.usize(&format!("{}.block_count", metadata.architecture()?))?;
+    let facts = Facts::of(metadata)?;
     let tied = checkpoint.tensor("output.weight").is_none();
     let has_experts = checkpoint.tensors().iter().any(|tensor| is_of_experts(&tensor.shape));
     let mut quantized = Quantized::default();
     let headers: Vec<TensorHeader> = checkpoint
         .tensors()
         .iter()
-        .map(|tensor| {
-            header(tensor, target, layers.unwrap_or(0), tied, has_experts, &mut quantized)
-        })
+        .map(|tensor| header(tensor, target, &facts, tied, has_experts, &mut quantized))
         .collect();
 
     let metadata = new_metadata(metadata, target);
@@ -192,7 +232,7 @@ pub fn quantize(
 fn header(
     tensor: &TensorInfo,
     target: Target,
-    layers: usize,
+    facts: &Facts,
     tied: bool,
     has_experts: bool,
     quantized: &mut Quantized,
@@ -204,7 +244,7 @@ fn header(
         return TensorHeader { name, dtype: tensor.dtype, shape };
     }
     let is_head = name == "output.weight" || tied && name == "token_embd.weight";
-    let wanted = matrix_type(target.choose(&name, layers, is_head), &shape, has_experts);
+    let wanted = matrix_type(target.choose(&name, facts, is_head), &shape, has_experts);
     let dtype = fitting(wanted, shape.last().copied().unwrap_or(1));
     let header = TensorHeader { name, dtype, shape };
     if dtype != wanted {
@@ -273,11 +313,13 @@ fn rewrite(
 mod tests {
     use super::*;
 
+    const GPT2: Facts = Facts { layers: 12, experts: 0, is_70b: false };
+
     #[test]
     fn mixes_are_those_of_llama_cpp_for_gpt2() {
         let types = |target: Target, part: &str| {
             let layers = (0..12).map(|layer| format!("blk.{layer}.{part}.weight"));
-            layers.map(|name| target.choose(&name, 12, false)).collect::<Vec<_>>()
+            layers.map(|name| target.choose(&name, &GPT2, false)).collect::<Vec<_>>()
         };
         // Layers 0, 3, 6, 9, 10 and 11 of 12.
         let more_in_some = |main: DType| {
@@ -297,7 +339,43 @@ mod tests {
             (Target::Type(DType::MXFP4), DType::Q8_0),
             (Target::Type(DType::F16), DType::F16),
         ] {
-            assert_eq!(target.choose("token_embd.weight", 12, true), head);
+            assert_eq!(target.choose("token_embd.weight", &GPT2, true), head);
+        }
+    }
+
+    /// `llama_tensor_get_type_impl` of llama.cpp b11434.
+    #[test]
+    fn mixes_are_those_of_llama_cpp_for_grouped_queries_and_experts() {
+        let grouped = Facts { layers: 32, experts: 0, is_70b: false };
+        let large = Facts { layers: 80, experts: 0, is_70b: true };
+        let mixtral = Facts { layers: 32, experts: 8, is_70b: false };
+        let (q4, q5) = (Target::Q4KM, Target::Q5KM);
+        for (target, facts, name, expected) in [
+            // The first and the last eighth of the layers, and every third between.
+            (q4, grouped, "blk.3.attn_v", DType::Q6_K),
+            (q4, grouped, "blk.4.attn_v", DType::Q4_K),
+            (q4, grouped, "blk.6.attn_v", DType::Q6_K),
+            (q4, grouped, "blk.28.attn_v", DType::Q6_K),
+            (q5, grouped, "blk.4.attn_v", DType::Q5_K),
+            (q4, grouped, "blk.6.ffn_down", DType::Q6_K),
+            (q4, grouped, "blk.6.ffn_down_exps", DType::Q6_K),
+            (q4, grouped, "blk.7.ffn_down_exps", DType::Q4_K),
+            (q4, grouped, "blk.6.ffn_gate_exps", DType::Q4_K),
+            (q4, grouped, "blk.6.attn_k", DType::Q4_K),
+            (q4, grouped, "blk.6.attn_output", DType::Q4_K),
+            (q4, large, "blk.9.attn_v", DType::Q6_K),
+            (q4, large, "blk.10.attn_v", DType::Q5_K),
+            (q5, large, "blk.10.attn_v", DType::Q5_K),
+            (q4, large, "blk.10.attn_k", DType::Q4_K),
+            (q4, mixtral, "blk.6.attn_v", DType::Q8_0),
+            (q4, mixtral, "blk.7.attn_k", DType::Q8_0),
+            (q4, mixtral, "blk.7.attn_q", DType::Q4_K),
+            (q4, mixtral, "blk.7.attn_output", DType::Q5_K),
+            (q5, mixtral, "blk.7.attn_output", DType::Q5_K),
+            (q4, mixtral, "blk.6.ffn_down_exps", DType::Q6_K),
+        ] {
+            let found = target.choose(&format!("{name}.weight"), &facts, false);
+            assert_eq!(found, expected, "{target:?} {facts:?} {name}");
         }
     }
 
