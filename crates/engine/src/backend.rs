@@ -39,12 +39,12 @@ impl HostMatrix {
 #[non_exhaustive]
 pub enum DeviceError {
     /// The driver, the device or a kernel.
-    #[error("cuda:{ordinal}: {source}")]
+    #[error("cuda:{ordinal}: {reason}")]
     Cuda {
         /// Which device.
         ordinal: usize,
         /// Why.
-        source: oxgpt_kernels::CudaError,
+        reason: oxgpt_kernels::CudaError,
     },
     /// A model that the kernels do not take.
     #[error(

@@ -55,7 +55,7 @@ pub struct CudaDevice {
 /// When there are no kernels, no driver, no such device, or when something is too old.
 pub fn device(ordinal: usize) -> Result<CudaDevice, DeviceError> {
     let gpu = open(ordinal)?;
-    let (free, total) = gpu.memory().map_err(|source| DeviceError::Cuda { ordinal, source })?;
+    let (free, total) = gpu.memory().map_err(|reason| DeviceError::Cuda { ordinal, reason })?;
     Ok(CudaDevice { name: gpu.info().name.clone(), free, total })
 }
 
@@ -64,7 +64,7 @@ pub fn device(ordinal: usize) -> Result<CudaDevice, DeviceError> {
 /// # Errors
 /// When the device cannot be used or has no gigabyte free.
 pub fn read_bandwidth(ordinal: usize) -> Result<f64, DeviceError> {
-    let failed = |source| DeviceError::Cuda { ordinal, source };
+    let failed = |reason| DeviceError::Cuda { ordinal, reason };
     let gpu = open(ordinal)?;
     // Many times the second-level cache.
     let data = Buf::new(&gpu, 1 << 30).map_err(failed)?;
@@ -78,7 +78,7 @@ fn open(ordinal: usize) -> Result<Gpu, DeviceError> {
     if let Some(gpu) = opened.iter().find(|gpu| gpu.info().ordinal == ordinal) {
         return Ok(gpu.clone());
     }
-    let gpu = Gpu::open(ordinal).map_err(|source| DeviceError::Cuda { ordinal, source })?;
+    let gpu = Gpu::open(ordinal).map_err(|reason| DeviceError::Cuda { ordinal, reason })?;
     opened.push(gpu.clone());
     Ok(gpu)
 }
@@ -251,7 +251,7 @@ impl Cuda {
     /// When the device cannot be used or has less memory free.
     pub fn new(ordinal: usize, model: &Model, plan: &CudaPlan) -> Result<Self, DeviceError> {
         let gpu = open(ordinal)?;
-        Self::with_gpu(gpu, model, plan).map_err(|source| DeviceError::Cuda { ordinal, source })
+        Self::with_gpu(gpu, model, plan).map_err(|reason| DeviceError::Cuda { ordinal, reason })
     }
 
     fn with_gpu(gpu: Gpu, model: &Model, plan: &CudaPlan) -> Result<Self, CudaError> {
@@ -368,7 +368,7 @@ impl Backend for Cuda {
         match failure {
             None => Ok(()),
             Some(error) => {
-                Err(DeviceError::Cuda { ordinal: gpu.info().ordinal, source: error.clone() })
+                Err(DeviceError::Cuda { ordinal: gpu.info().ordinal, reason: error.clone() })
             }
         }
     }
