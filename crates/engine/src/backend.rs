@@ -97,8 +97,14 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Takes over the batch that the next operations are about.
-    fn begin(&mut self, _batch: &Batch) {}
+    /// Takes over the batch that the next operations are about, up to [`Backend::end`]. Where it says `true`, it knew the whole
+    /// pass and `logits` is what comes of it: the operations and the end are left out.
+    fn begin(&mut self, _batch: &Batch, _logits: &mut Self::Buffer) -> bool {
+        false
+    }
+
+    /// Ends a pass.
+    fn end(&mut self) {}
 
     /// `out[r] = table[rows[r]] * scale`
     fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32], scale: f32);

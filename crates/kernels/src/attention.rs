@@ -238,9 +238,14 @@ macro_rules! kernels {
 const KERNELS_F32: Kernels = kernels!("f32");
 const KERNELS_F16: Kernels = kernels!("f16");
 
+/// Parts into which a context that ends at position `last` is cut: what the launches of [`attend`] depend on beside the rows.
+pub fn parts(last: usize) -> usize {
+    last / SPLIT + 1
+}
+
 /// The most splits that a row sees.
 fn splits(shape: &AttentionShape, last: usize) -> usize {
-    let all = last / SPLIT + 1;
+    let all = parts(last);
     shape.window.map_or(all, |window| all.min(window.div_ceil(SPLIT) + 1))
 }
 
@@ -291,7 +296,7 @@ pub fn attend(
         .or_else(|| fitting().max_by_key(|(heads, most, ..)| (*heads, usize::MAX - most)))
         .expect("heads are no wider than the pool allows");
     // Of a context, only the last splits are in a window, but they are numbered from the start.
-    let all = at.last / SPLIT + 1;
+    let all = parts(at.last);
     let few = at.rows <= rows_worth_splitting(gpu, shape);
     let with_partials = few && splits(shape, at.last) > 2;
     if with_partials {

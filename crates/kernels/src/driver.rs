@@ -1,7 +1,8 @@
-//! The driver: opening a device, launching on its one stream, waiting for it.
+//! The driver: opening a device, launching on a stream, recording and replaying launches, waiting.
 
 use crate::error::CudaError;
 use crate::images::{BUILT, IMAGES};
+use crate::memory::{Arena, Kept};
 use crate::params::Params;
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -29,9 +30,16 @@ pub struct DeviceInfo {
     pub driver: (u32, u32),
 }
 
-/// A device with the kernels loaded and a stream of its own. Clones share them.
+/// A device with the kernels loaded, and a stream of work on it. Clones share both.
 #[derive(Clone)]
 pub struct Gpu {
+    // Dropped before the context that it belongs to.
+    stream: Arc<Stream>,
+    shared: Arc<Shared>,
+}
+
+struct Stream {
+    stream: sys::CUstream,
     shared: Arc<Shared>,
 }
 
@@ -39,7 +47,6 @@ struct Shared {
     info: DeviceInfo,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<String, Function>,
 }
@@ -49,8 +56,12 @@ struct Function(sys::CUfunction);
 
 // SAFETY: handles of the driver may be used from every thread; the context is made current before each use.
 unsafe impl Send for Shared {}
-// SAFETY: as above.
+// SAFETY: as above; nothing changes once it is shared.
 unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
 
 /// Turns a result of the driver into an error that names the call.
 pub(crate) fn check(call: &'static str, result: sys::CUresult) -> Result<(), CudaError> {
@@ -158,22 +169,64 @@ impl Gpu {
         // SAFETY: the primary context is released when the last clone is dropped.
         let result = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
         check("cuDevicePrimaryCtxRetain", result)?;
-        let mut shared = Shared {
-            info,
-            device,
-            context,
-            stream: ptr::null_mut(),
-            modules: Vec::new(),
-            functions: HashMap::new(),
-        };
+        let mut shared =
+            Shared { info, device, context, modules: Vec::new(), functions: HashMap::new() };
         shared.make_current()?;
-        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: writes one handle, destroyed when `shared` is dropped.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut shared.stream, flags) })?;
         for (_, image) in IMAGES {
             shared.load(image, built.architectures)?;
         }
-        Ok(Gpu { shared: Arc::new(shared) })
+        Self::on_new_stream(Arc::new(shared))
+    }
+
+    fn on_new_stream(shared: Arc<Shared>) -> Result<Self, CudaError> {
+        shared.make_current()?;
+        let mut stream = ptr::null_mut();
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes one handle, destroyed when the stream is dropped.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        Ok(Gpu { stream: Arc::new(Stream { stream, shared: shared.clone() }), shared })
+    }
+
+    /// The same device with a stream of its own: what is launched there does not wait for what is launched here, nor is it
+    /// recorded with it.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn with_own_stream(&self) -> Result<Self, CudaError> {
+        Self::on_new_stream(self.shared.clone())
+    }
+
+    /// From now on, launches on this stream are recorded instead of run.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn start_recording(&self) -> Result<(), CudaError> {
+        self.shared.make_current()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as we do.
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) };
+        check("cuStreamBeginCapture", result)
+    }
+
+    /// Ends a recording. Its launches take the same memory with the same parameters each time it is run: buffers of `arena`,
+    /// which is kept as long as the graph.
+    ///
+    /// # Errors
+    /// When the driver fails, or refused to record a launch.
+    pub fn finish_recording(&self, arena: &Arena) -> Result<Graph, CudaError> {
+        self.shared.make_current()?;
+        let mut graph = ptr::null_mut();
+        // SAFETY: writes one handle, destroyed below.
+        let result = unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) };
+        check("cuStreamEndCapture", result)?;
+        let mut executable = ptr::null_mut();
+        // SAFETY: the graph was just recorded; what is made from it does not need it any more.
+        unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0);
+            check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
+            check("cuGraphInstantiate", made)?;
+        }
+        Ok(Graph { gpu: self.clone(), executable, _memory: arena.keep() })
     }
 
     /// What the device is.
@@ -200,7 +253,7 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.shared.make_current()?;
         // SAFETY: the stream lives as long as we do.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.shared.stream) })
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream()) })
     }
 
     /// Seconds that `work` takes on the device.
@@ -217,9 +270,9 @@ impl Gpu {
         let (start, end) = (event()?, event()?);
         // SAFETY: the events were created above and are destroyed once, after the device has passed them.
         unsafe {
-            check("cuEventRecord", sys::cuEventRecord(start, self.shared.stream))?;
+            check("cuEventRecord", sys::cuEventRecord(start, self.stream()))?;
             work()?;
-            check("cuEventRecord", sys::cuEventRecord(end, self.shared.stream))?;
+            check("cuEventRecord", sys::cuEventRecord(end, self.stream()))?;
             check("cuEventSynchronize", sys::cuEventSynchronize(end))?;
             let mut milliseconds = 0.0;
             let result = sys::cuEventElapsedTime_v2(&mut milliseconds, start, end);
@@ -231,7 +284,7 @@ impl Gpu {
     }
 
     pub(crate) fn stream(&self) -> sys::CUstream {
-        self.shared.stream
+        self.stream.stream
     }
 
     /// Makes the device's context the current one of this thread.
@@ -278,7 +331,7 @@ impl Gpu {
                 1,
                 1,
                 shared_bytes as u32,
-                self.shared.stream,
+                self.stream(),
                 arguments.as_mut_ptr(),
                 ptr::null_mut(),
             )
@@ -330,6 +383,50 @@ impl Shared {
     }
 }
 
+/// Launches that were recorded.
+pub struct Graph {
+    gpu: Gpu,
+    executable: sys::CUgraphExec,
+    /// What the launches use.
+    _memory: Kept,
+}
+
+// SAFETY: a handle of the driver, which may be used from every thread.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Runs the launches in the order in which they were recorded, after everything that was launched before.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn launch(&self) -> Result<(), CudaError> {
+        self.gpu.make_current()?;
+        // SAFETY: the handle lives, and so does the memory that the launches use.
+        let result = unsafe { sys::cuGraphLaunch(self.executable, self.gpu.stream()) };
+        check("cuGraphLaunch", result)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: destroyed once; a launch on its way goes on.
+        unsafe {
+            let _ = self.gpu.make_current();
+            sys::cuGraphExecDestroy(self.executable);
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: destroyed once; work on its way goes on.
+        unsafe {
+            let _ = self.shared.make_current();
+            sys::cuStreamDestroy_v2(self.stream);
+        }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         // SAFETY: nothing else uses these handles any more; a failure leaves nothing to do.
@@ -337,9 +434,6 @@ impl Drop for Shared {
             sys::cuCtxSetCurrent(self.context);
             for module in &self.modules {
                 sys::cuModuleUnload(*module);
-            }
-            if !self.stream.is_null() {
-                sys::cuStreamDestroy_v2(self.stream);
             }
             sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }

@@ -24,10 +24,10 @@ mod weights;
 pub use activate::{Activation, Gated, activate, activate_gated};
 pub use attention::{
     AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, append, attend,
-    partial_elements,
+    partial_elements, parts,
 };
 pub use bandwidth::read_bandwidth;
-pub use driver::{DeviceInfo, Gpu};
+pub use driver::{DeviceInfo, Gpu, Graph};
 pub use elementwise::{add, soft_cap};
 pub use embed::{add_rows, embed, gather};
 pub use error::CudaError;

@@ -85,10 +85,20 @@ impl Arena {
         Ok(Buf { block: self.block.clone(), address, len, element: PhantomData })
     }
 
+    /// Keeps the memory, also when the arena and its buffers are gone.
+    pub(crate) fn keep(&self) -> Kept {
+        Kept { _block: self.block.clone() }
+    }
+
     /// Bytes given out.
     pub fn used(&self) -> u64 {
         self.used
     }
+}
+
+/// Memory that is not freed while this lives.
+pub(crate) struct Kept {
+    _block: Arc<Block>,
 }
 
 /// Device memory for `len` elements.

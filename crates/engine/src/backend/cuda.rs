@@ -18,8 +18,8 @@ use crate::model::spec::{
 };
 use batch::DeviceBatch;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, Grouped, KvElement, KvPool, Matrix, Place, Routing, Sorted,
-    Uploader, WeightType,
+    Arena, Buf, CudaError, Gated, Gpu, Graph, Grouped, KvElement, KvPool, Matrix, Place, Routing,
+    Sorted, Uploader, WeightType,
 };
 use std::ops::Range;
 use std::sync::Mutex;
@@ -99,7 +99,30 @@ pub struct Cuda {
     routing: Option<(Routing, usize)>,
     /// See [`Batch::generated`].
     generated: usize,
+    /// Passes of generated tokens alone, which are recorded when they come up for the second time.
+    passes: Vec<Pass>,
+    recording: Option<PassShape>,
 }
+
+/// What the launches of a pass depend on, beside the arrays of its batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PassShape {
+    rows: usize,
+    logit_rows: usize,
+    /// Parts that the longest context is cut into.
+    parts: usize,
+}
+
+struct Pass {
+    shape: PassShape,
+    graph: Option<Graph>,
+}
+
+/// Recorded passes that are kept; a context grows out of one every few hundred tokens.
+const MOST_PASSES: usize = 16;
+
+/// Rows of the largest pass that is recorded: with more, the launches take less time than what is launched.
+const MOST_RECORDED_ROWS: usize = 64;
 
 struct DeviceRope {
     rope: Rope,
@@ -255,6 +278,8 @@ impl Cuda {
     }
 
     fn with_gpu(gpu: Gpu, model: &Model, plan: &CudaPlan) -> Result<Self, CudaError> {
+        // Other models on the device must not be recorded with this one.
+        let gpu = gpu.with_own_stream()?;
         let mut arena = Arena::new(&gpu, plan.total())?;
         let mut uploader = Uploader::new(&gpu)?;
         let decoder = &model.description.decoder;
@@ -279,6 +304,8 @@ impl Cuda {
             partials,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
             generated: 0,
+            passes: Vec::new(),
+            recording: None,
         })
     }
 
@@ -373,10 +400,50 @@ impl Backend for Cuda {
         }
     }
 
-    fn begin(&mut self, batch: &Batch) {
+    fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {
         self.generated = batch.generated;
-        let device_batch = &mut self.batch;
-        attempt(&mut self.failure, || device_batch.write(batch));
+        let Cuda { batch: device_batch, failure, passes, gpu, recording, .. } = self;
+        let written = attempt(failure, || device_batch.write(batch));
+        let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
+        if written.is_none() || rows != batch.generated || rows > MOST_RECORDED_ROWS {
+            return false;
+        }
+        let shape = PassShape { rows, logit_rows, parts: device_batch.parts() };
+        match passes.iter().find(|pass| pass.shape == shape) {
+            None => {
+                // Not recorded at once: many come up only once, and the first launch of a kernel may load it.
+                if passes.len() == MOST_PASSES {
+                    passes.remove(0);
+                }
+                passes.push(Pass { shape, graph: None });
+                false
+            }
+            Some(Pass { graph: None, .. }) => {
+                let started = attempt(failure, || gpu.start_recording());
+                *recording = started.map(|()| shape);
+                false
+            }
+            Some(Pass { graph: Some(graph), .. }) => {
+                attempt(failure, || graph.launch());
+                logits.set(logit_rows, logits.width);
+                true
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(shape) = self.recording.take() else { return };
+        // Also after a failure: the stream must not stay as it is.
+        let recorded = self.gpu.finish_recording(&self.arena);
+        let Cuda { passes, failure, .. } = self;
+        attempt(failure, || {
+            let graph = recorded?;
+            graph.launch()?;
+            if let Some(pass) = passes.iter_mut().find(|pass| pass.shape == shape) {
+                pass.graph = Some(graph);
+            }
+            Ok(())
+        });
     }
 
     fn embed(&mut self, out: &mut Buffer, table: &Option<Matrix>, rows: &[u32], scale: f32) {

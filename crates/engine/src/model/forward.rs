@@ -118,7 +118,9 @@ pub fn forward<'s, B: Backend>(
     batch: &Batch,
     s: &'s mut Scratch<B>,
 ) -> &'s B::Buffer {
-    b.begin(batch);
+    if b.begin(batch, &mut s.logits) {
+        return &s.logits;
+    }
     b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens, decoder.embedding.scale);
     if let Some(positions) = &decoder.embedding.positions {
         b.add_rows(&mut s.residual, positions, &batch.positions);
@@ -182,6 +184,7 @@ pub fn forward<'s, B: Backend>(
     if let Some(cap) = decoder.head.soft_cap {
         b.soft_cap(&mut s.logits, cap);
     }
+    b.end();
     &s.logits
 }
 

@@ -1,7 +1,7 @@
 //! Products of every weight type.
 
 use crate::common::{Random, Stored, assert_near, bits, cols, distance, gpu, run};
-use oxgpt_kernels::{Buf, Gpu, Matrix, Place, WeightType, product};
+use oxgpt_kernels::{Arena, Buf, Gpu, Matrix, Place, Uploader, WeightType, product};
 
 /// Sums of f32 products of this many terms stay nearer than this.
 const TOLERANCE: f64 = 2e-6;
@@ -73,6 +73,37 @@ fn products_with_many_rows_and_many_columns() {
                 x.chunks(cols).flat_map(|x| bits(&multiply(&gpu, &matrix, x, None))).collect();
             assert_eq!(bits(&together), alone, "{kind:?} {rows} x {cols}");
         }
+    }
+}
+
+#[test]
+fn recorded_products_are_the_same() {
+    let Some(gpu) = gpu() else { return };
+    let gpu = gpu.with_own_stream().unwrap();
+    let mut random = Random(9);
+    let stored = Stored::random(WeightType::Q4_0, [40, 64], &mut random);
+    let bytes = stored.kind.matrix_bytes(40, 64) + 2 * Arena::padded(4 * 64);
+    let mut arena = Arena::new(&gpu, bytes).unwrap();
+    let mut uploader = Uploader::new(&gpu).unwrap();
+    let matrix = uploader.matrix(&mut arena, stored.kind, (40, 64), &stored.bytes).unwrap();
+    uploader.finish().unwrap();
+    let (mut x_device, mut out) = (arena.buffer(64).unwrap(), arena.buffer(40).unwrap());
+    let place = Place { start: 0, stride: 40 };
+    let launch = |out: &mut Buf<f32>, x: &Buf<f32>| {
+        product(&gpu, out, place, x, &matrix, None, 1, false).unwrap();
+    };
+    launch(&mut out, &x_device);
+    gpu.start_recording().unwrap();
+    launch(&mut out, &x_device);
+    let graph = gpu.finish_recording(&arena).unwrap();
+    for _ in 0..3 {
+        let x = random.normals(64);
+        x_device.write(&x).unwrap();
+        out.fill_bytes(0xFF).unwrap();
+        graph.launch().unwrap();
+        let mut found = vec![0.0; 40];
+        out.read(&mut found).unwrap();
+        assert_near(&found, &expected(&stored, &x, None), TOLERANCE, "recorded");
     }
 }
 

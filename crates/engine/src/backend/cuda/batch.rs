@@ -93,6 +93,11 @@ impl DeviceBatch {
         Ok(())
     }
 
+    /// Parts that attention cuts the longest context into.
+    pub fn parts(&self) -> usize {
+        oxgpt_kernels::parts(self.last)
+    }
+
     /// The tokens, which are `rows`.
     pub fn tokens(&mut self, rows: &[u32]) -> Result<&Buf<u32>, CudaError> {
         Self::array(&mut self.arrays[0], &mut self.tokens, rows)
