@@ -6,6 +6,10 @@ use crate::open::Progress;
 use anyhow::Result;
 use oxgpt_engine::format::gguf::partial_path;
 use oxgpt_engine::quantize;
+use std::collections::BTreeMap;
+
+/// Names that are listed of tensors that got another type.
+const SHOWN: usize = 4;
 
 /// The top-level entry point for `quantize`.
 pub fn quantize(args: &QuantizeArgs) -> Result<()> {
@@ -24,11 +28,16 @@ pub fn quantize(args: &QuantizeArgs) -> Result<()> {
             "warning: {from} tensors were turned into {to}, which loses more than {from} has lost"
         );
     }
-    for tensor in quantized.fallbacks {
-        let cols = tensor.shape.last().copied().unwrap_or(1);
+    let mut by_type: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for tensor in &quantized.fallbacks {
+        by_type.entry(tensor.dtype.name()).or_default().push(&tensor.name);
+    }
+    for (dtype, tensors) in by_type {
+        let names = tensors.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+        let more = if tensors.len() > SHOWN { ", ..." } else { "" };
         eprintln!(
-            "warning: {} is {}, since its rows of {cols} are no whole blocks of the type chosen",
-            tensor.name, tensor.dtype
+            "warning: {} tensors are {dtype}, since their rows are no whole blocks of the type chosen: {names}{more}",
+            tensors.len()
         );
     }
     Ok(())

@@ -33,9 +33,13 @@ fn what_is_there_is_replaced_only_when_told_so() {
     let folder = tempfile::tempdir().unwrap();
     let (source, out) = (testdata("golden/gpt2-base"), folder.path().join("m.gguf"));
     fs::write(&out, "older").unwrap();
-    for command in ["convert", "synth"] {
-        let first = if command == "convert" { source.as_os_str() } else { "gpt2".as_ref() };
-        let message = error(oxgpt().arg(command).arg(first).arg(&out), 1);
+    let gguf = testdata("golden/gpt2-blocks-F16.gguf");
+    for (command, first, rest) in [
+        ("convert", source.as_os_str(), &[][..]),
+        ("synth", "gpt2".as_ref(), &[]),
+        ("quantize", gguf.as_os_str(), &["Q8_0"]),
+    ] {
+        let message = error(oxgpt().arg(command).arg(first).arg(&out).args(rest), 1);
         assert!(message.contains("m.gguf is there already"), "{message}");
         assert_eq!(fs::read(&out).unwrap(), b"older");
     }
@@ -67,14 +71,18 @@ fn failures_name_the_cause_and_leave_nothing() {
 #[test]
 fn a_full_disk_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
-    for command in
-        [&["convert", testdata("golden/gpt2-base").to_str().unwrap()], &["synth", "gpt2"]]
-    {
+    let directory = testdata("golden/gpt2-base");
+    let gguf = testdata("golden/gpt2-blocks-F16.gguf");
+    for (command, last) in [
+        (["convert", directory.to_str().unwrap()], None),
+        (["synth", "gpt2"], None),
+        (["quantize", gguf.to_str().unwrap()], Some("Q8_0")),
+    ] {
         // A limit on the size of files, reported as an error and not by a signal, is as good as a full disk.
         let script = r#"trap "" XFSZ; ulimit -f 20; exec "$@""#;
         let mut shell = assert_cmd::Command::new("sh");
         shell.args(["-c", script, "sh"]).arg(env!("CARGO_BIN_EXE_oxgpt")).args(command);
-        let message = error(shell.arg(folder.path().join("m.gguf")), 1);
+        let message = error(shell.arg(folder.path().join("m.gguf")).args(last), 1);
         assert!(message.contains("cannot write") && message.contains("m.gguf"), "{message}");
         assert!(names(folder.path()).is_empty(), "{command:?}");
     }
@@ -303,10 +311,21 @@ fn quantizing_gives_each_tensor_its_type_and_says_what_is_lost() {
     assert!(metadata.contains(r#"["general.file_type","7"]"#), "{metadata}");
     // Rows of 64 and 96 are no whole blocks of 256.
     let said = quantize(&source, &path("mix.gguf"), "Q4_K_M");
-    assert!(said.contains("blk.0.ffn_up.weight is Q5_0"), "{said}");
-    assert!(said.contains("blk.0.attn_qkv.weight is Q5_0"), "{said}");
-    assert!(said.contains("blk.1.attn_qkv.weight is Q8_0"), "{said}");
-    assert!(said.contains("token_embd.weight is Q8_0"), "{said}");
+    let line = |dtype: &str| said.lines().find(|line| line.contains(dtype)).unwrap();
+    assert!(
+        line("are Q5_0").contains("6 tensors are Q5_0, since their rows are no whole blocks"),
+        "{said}"
+    );
+    assert!(line("are Q8_0").contains("token_embd.weight"), "{said}");
+    let dtypes: Vec<(String, String)> = types(&path("mix.gguf"));
+    for (name, dtype) in [
+        ("blk.0.ffn_up.weight", "Q5_0"),
+        ("blk.0.attn_qkv.weight", "Q5_0"),
+        ("blk.1.attn_qkv.weight", "Q8_0"),
+        ("token_embd.weight", "Q8_0"),
+    ] {
+        assert!(dtypes.contains(&(name.into(), dtype.into())), "{name}: {dtypes:?}");
+    }
     let said = quantize(&path("q8.gguf"), &path("q4.gguf"), "Q4_0");
     assert!(said.contains("Q8_0 tensors were turned into Q4_0"), "{said}");
     // As F32 nothing more is lost.

@@ -282,7 +282,9 @@ fn write_tensor(
 ) -> Result<(), ConvertError> {
     let HostMatrix { dtype, bytes: rows, .. } = read(checkpoint, source)?;
     if header.dtype == dtype && source.plus == 0.0 {
-        return Ok(write(&rows)?);
+        write(&rows)?;
+        rows.release();
+        return Ok(());
     }
     let (mut values, mut bytes) = (vec![0.0; VALUES], Vec::with_capacity(VALUES * 4));
     for piece in rows.chunks(VALUES * dtype.block_bytes()) {

@@ -294,17 +294,22 @@ fn rewrite(
         dtype.bytes_for(elements).expect("rows are whole blocks")
     };
     let (mut values, mut bytes) = (Vec::new(), Vec::new());
-    for piece in stored.chunks(length(tensor.dtype, rows * cols)) {
+    let step = length(tensor.dtype, rows * cols);
+    for start in (0..stored.len()).step_by(step) {
+        let end = stored.len().min(start + step);
+        let piece = stored.slice(start..end).expect("the range ends with the bytes");
         if dtype == tensor.dtype {
-            write(piece)?;
-            continue;
+            write(&piece)?;
+        } else {
+            let elements = piece.len() / tensor.dtype.block_bytes() * tensor.dtype.block_size();
+            values.resize(elements, 0.0);
+            quant::dequantize(tensor.dtype, &piece, &mut values).map_err(failed)?;
+            bytes.resize(length(dtype, elements), 0);
+            quant::quantize(dtype, &values, &mut bytes).map_err(failed)?;
+            write(&bytes)?;
         }
-        let elements = piece.len() / tensor.dtype.block_bytes() * tensor.dtype.block_size();
-        values.resize(elements, 0.0);
-        quant::dequantize(tensor.dtype, piece, &mut values).map_err(failed)?;
-        bytes.resize(length(dtype, elements), 0);
-        quant::quantize(dtype, &values, &mut bytes).map_err(failed)?;
-        write(&bytes)?;
+        // The whole file would stay in memory otherwise, where there is room for it.
+        piece.release();
     }
     Ok(())
 }

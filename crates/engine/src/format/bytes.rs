@@ -62,6 +62,29 @@ impl Bytes {
         let end = self.range.start + range.end;
         Some(Self { owner: self.owner.clone(), range: start..end })
     }
+
+    /// Gives the memory of these bytes back to the system, for what is read once from beginning to end. Bytes of a mapped
+    /// file are read from it again when they are looked at again; others stay.
+    pub fn release(&self) {
+        if let Owner::Map(map) = &self.owner {
+            // Where the system does not do that, it has a little less memory for others.
+            let _ = release(map, &self.range);
+        }
+    }
+}
+
+#[cfg(unix)]
+#[allow(unsafe_code)] // the one place that maps files
+fn release(map: &Mmap, range: &Range<usize>) -> std::io::Result<()> {
+    let advice = memmap2::UncheckedAdvice::DontNeed;
+    // SAFETY: the map is of a file and read-only, so no page of it has been changed: dropped pages come back from the file
+    // with the same bytes, and the addresses stay mapped. The range lies in the map.
+    unsafe { map.unchecked_advise_range(advice, range.start, range.len()) }
+}
+
+#[cfg(not(unix))]
+fn release(_: &Mmap, _: &Range<usize>) -> std::io::Result<()> {
+    Ok(())
 }
 
 impl Bytes {
@@ -121,6 +144,20 @@ impl std::fmt::Debug for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, written) = (folder.path().join("a"), (0u8..200).cycle().take(1 << 20));
+        let written: Vec<u8> = written.collect();
+        std::fs::write(&file, &written).unwrap();
+        let bytes = Bytes::map(&file).unwrap();
+        assert!(*bytes == *written);
+        bytes.slice(5000..900_001).unwrap().release();
+        bytes.slice(1..1).unwrap().release();
+        assert!(*bytes == *written);
+        Bytes::from(written.clone()).release();
+    }
 
     #[test]
     fn a_slice_of_a_slice_is_relative_to_it() {

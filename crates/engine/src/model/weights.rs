@@ -103,6 +103,7 @@ pub(crate) fn read(
             let mut bytes = vec![0; scales.len() * DType::MXFP4.block_bytes()];
             quant::mxfp4_from_pair(blocks, scales, &mut bytes)
                 .expect("the shapes were checked before");
+            stored.iter().for_each(|(_, copied)| copied.release());
             (DType::MXFP4, Bytes::from(bytes))
         }
         (Layout::Transposed, [(dtype, bytes)]) => {
@@ -111,7 +112,9 @@ pub(crate) fn read(
             let turned = bytes
                 .chunks_exact(each.max(1))
                 .flat_map(|expert| transpose(expert, source.cols, rows, dtype.block_bytes()));
-            (*dtype, Bytes::from(turned.collect::<Vec<u8>>()))
+            let turned = turned.collect::<Vec<u8>>();
+            bytes.release();
+            (*dtype, Bytes::from(turned))
         }
         (_, [(dtype, bytes)]) => (*dtype, bytes.clone()),
         _ => {
