@@ -5,7 +5,10 @@
 
 mod random;
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
 
 use rayon::prelude::*;
 
@@ -153,26 +156,44 @@ pub fn synth(
     }
     let lengths: Vec<usize> = tensors.iter().filter_map(TensorHeader::byte_len).collect();
     let (mut done, total) = (0, lengths.iter().map(|bytes| *bytes as u64).sum());
-    let mut buffer = vec![0; CHUNK * CHUNKS];
-    for (index, ((tensor, filling), bytes)) in
-        tensors.iter().zip(&fillings).zip(lengths).enumerate()
-    {
-        // Whole blocks, so that a chunk's bytes do not depend on its neighbours.
-        let block = tensor.dtype.block_bytes();
-        let chunk = CHUNK / block * block;
-        let (mut left, mut first) = (bytes, 0);
-        while left > 0 {
-            let piece = &mut buffer[..left.min(chunk * CHUNKS)];
-            piece.par_chunks_mut(chunk).enumerate().for_each(|(offset, out)| {
-                filling.fill(&mut random::Words::new(options.seed, index, first + offset), out);
-            });
-            writer.write(piece)?;
-            left -= piece.len();
-            first += CHUNKS;
-            done += piece.len() as u64;
-            progress(done, total);
+    // One thread writes while the others make what comes next; buffers go back and forth.
+    let (to_write, made) = sync_channel::<Vec<u8>>(1);
+    let (written, empty) = channel();
+    let writer = thread::scope(|scope| {
+        let writing = scope.spawn(move || -> Result<Writer, FormatError> {
+            for piece in made {
+                writer.write(&piece)?;
+                // It is gone once everything is made.
+                let _ = written.send(piece);
+            }
+            Ok(writer)
+        });
+        'making: for (index, ((tensor, filling), bytes)) in
+            tensors.iter().zip(&fillings).zip(lengths).enumerate()
+        {
+            // Whole blocks, so that a chunk's bytes do not depend on its neighbours.
+            let block = tensor.dtype.block_bytes();
+            let chunk = CHUNK / block * block;
+            let (mut left, mut first) = (bytes, 0);
+            while left > 0 {
+                let mut piece: Vec<u8> = empty.try_recv().unwrap_or_default();
+                piece.resize(left.min(chunk * CHUNKS), 0);
+                piece.par_chunks_mut(chunk).enumerate().for_each(|(offset, out)| {
+                    filling.fill(&mut random::Words::new(options.seed, index, first + offset), out);
+                });
+                left -= piece.len();
+                first += CHUNKS;
+                done += piece.len() as u64;
+                if to_write.send(piece).is_err() {
+                    // The other thread has failed, and says why when it is joined.
+                    break 'making;
+                }
+                progress(done, total);
+            }
         }
-    }
+        drop(to_write);
+        writing.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     writer.finish()?;
     Ok(fallbacks)
 }
