@@ -87,24 +87,6 @@ fn release(_: &Mmap, _: &Range<usize>) -> std::io::Result<()> {
     Ok(())
 }
 
-impl Bytes {
-    /// Lets the system take the memory of these bytes back, if they are mapped from a file. Whoever reads them again
-    /// reads the file again.
-    pub fn give_back(&self) {
-        #[cfg(unix)]
-        if let Owner::Map(map) = &self.owner {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            #[allow(unsafe_code)]
-            // SAFETY: the mapping is shared and never written to, so dropped pages come back from the file as they were
-            // (see `map_read_only` for files that others change), also those that begin or end with other bytes.
-            let result =
-                unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
-            // A system that keeps the memory does no harm.
-            let _ = result;
-        }
-    }
-}
-
 #[allow(unsafe_code)] // the one place that maps files
 fn map_read_only(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the mapping is read-only but shared with the system's cache, so another process that writes to or

@@ -131,7 +131,7 @@ impl Backend for Cpu {
     fn matrix(&mut self, matrix: HostMatrix) -> PackedMatrix {
         let packed = PackedMatrix::new(&matrix, &mut self.arena, &mut self.threads);
         // Whoever needs these bytes again reads the file again.
-        matrix.bytes.give_back();
+        matrix.bytes.release();
         packed
     }
 
