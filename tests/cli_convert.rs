@@ -337,7 +337,9 @@ fn quantizing_gives_each_tensor_its_type_and_says_what_is_lost() {
     let logits = |model: &str| {
         let out = path("logits.safetensors");
         let mut command = oxgpt();
-        command.args(["logits", "--tokens", "3,1,4,1,5", "-m"]).arg(path(model));
+        command
+            .args(["logits", "--device", "reference", "--tokens", "3,1,4,1,5", "-m"])
+            .arg(path(model));
         stdout(command.arg("--out").arg(&out));
         let file = fs::read(&out).unwrap();
         let file = safetensors::SafeTensors::deserialize(&file).unwrap();

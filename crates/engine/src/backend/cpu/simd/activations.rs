@@ -215,8 +215,9 @@ fn quantize(x: &[f32; BLOCK]) -> (f32, [i32; BLOCK]) {
     let largest = f32::from_bits(largest);
     let (scale, inverse) =
         if largest < TINY { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+    // As `i8`, also what an infinity or NaN made, so that no sum overflows.
     let integers =
-        x.map(|x| ((x * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32));
+        x.map(|x| i32::from((x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8));
     (scale, integers)
 }
 
