@@ -1,7 +1,7 @@
 //! Products of many rows of activations with a matrix of weights, on the tensor cores.
 //!
 //! They round activations and weights to TF32 (11 significant bits), which moves a product by some 4e-4 of its length. An
-//! output has the same bits whatever rows are beside it, but other bits than [`crate::product`] gives.
+//! output has the same bits whatever rows are beside it, but other bits than [`crate::product()`] gives.
 
 use crate::driver::Gpu;
 use crate::error::CudaError;

@@ -2,7 +2,7 @@
 //!
 //! A token of a small model is some hundred operations of a few dozen microseconds each; waking a sleeping thread for
 //! each of them would cost as much as the work. So between two jobs the workers keep looking for the next one: first
-//! with pauses, then giving their core to whoever wants it, and after [`AWAKE`] they sleep. An engine without
+//! with pauses, then giving their core to whoever wants it, and after `AWAKE` they sleep. An engine without
 //! requests uses no processor time.
 //!
 //! A job is a closure and a number of pieces. The caller takes pieces too, and never waits for a worker that has not

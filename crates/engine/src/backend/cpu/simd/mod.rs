@@ -1,6 +1,6 @@
 //! The vector instructions behind the CPU backend, chosen here and nowhere else.
 //!
-//! Products work on lanes that are rows of weights ([`rows::RowLanes`]; weights are packed for it at load, see
+//! Products work on lanes that are rows of weights (`rows::RowLanes`; weights are packed for it at load, see
 //! [`PackedMatrix`]), everything else on sixteen f32 lanes of one row (`Lanes`). Each instruction set implements both, and
 //! the kernels are written once on top. All sets sum in the same order, so AVX2 and AVX-512 give bit for bit the same
 //! results; only the portable one differs, since it has no fused multiply-add.
