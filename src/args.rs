@@ -42,7 +42,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A .gguf file (of a split set, any part), a directory in Hugging Face layout, or ORG/REPO[:FILE] of the hub;
+    /// A .gguf file (of a split set, any part), a directory in Hugging Face layout, or ORG/REPO or ORG/REPO:FILE of the hub;
     /// without it, the built-in demo model
     #[arg(short, long, global = true, env = "OXGPT_MODEL", value_name = "MODEL")]
     pub model: Option<PathBuf>,
