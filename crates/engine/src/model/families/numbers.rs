@@ -350,7 +350,6 @@ impl Numbers {
     }
 }
 
-#[allow(dead_code, reason = "for the families with experts")]
 impl Experts {
     /// From `config.json`, where they have these keys.
     ///
@@ -386,11 +385,9 @@ impl Experts {
 }
 
 /// More experts than any model has, few enough to list them.
-#[allow(dead_code, reason = "for the families with experts")]
 const MAX_EXPERTS: usize = 1 << 16;
 
 /// Whether the chosen ones are wrong, and what was expected.
-#[allow(dead_code, reason = "for the families with experts")]
 fn check_experts(count: usize, chosen: usize) -> Result<(), (bool, String)> {
     if count > MAX_EXPERTS {
         return Err((false, format!("at most {MAX_EXPERTS}")));
