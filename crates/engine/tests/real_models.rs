@@ -84,8 +84,9 @@ fn check_perplexity(name: &str) {
 /// Tokens of an answer that are compared.
 const TOKENS: usize = 10;
 
-/// How far behind the highest logit one is that might as well be it. llama.cpp rounds activations to 8 bits.
-const NEAR_TIE: f32 = 0.25;
+/// How far behind the highest logit one is that might as well be it. Both programs round activations to 8 bits, each in its
+/// own way; with ours exact, the farthest was 0.22 behind, rounded it is 0.29.
+const NEAR_TIE: f32 = 0.35;
 
 fn check_answers(name: &str) {
     let Some((model, theirs)) = open(name) else { return };
