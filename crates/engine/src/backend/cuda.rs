@@ -4,84 +4,34 @@
 //! [`Backend::read`] tells.
 
 mod batch;
+mod device;
+mod passes;
 mod plan;
+mod routes;
+mod terms;
 
+pub use device::{CudaDevice, device, kernels, read_bandwidth};
 pub use plan::CudaPlan;
+pub use routes::Routes;
 
 use super::{Backend, DeviceError, HostMatrix};
 use crate::batch::{Batch, BlockTables};
-use crate::format::DType;
 use crate::model::Model;
 use crate::model::spec::{
-    Activation, AttentionShape, Choice, ChoiceWeights, Linear, Nonlinearity, Norm, NormKind, Rope,
-    RopeStyle,
+    AttentionShape, Choice, ChoiceWeights, Linear, Nonlinearity, Norm, Rope, RopeStyle,
 };
 use batch::DeviceBatch;
+use device::open;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, Graph, Grouped, KvElement, KvPool, Matrix, Place, Routing,
-    Sorted, Uploader, WeightType,
+    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Matrix, Place, Routing, Uploader,
 };
+use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
+use routes::RoutesMemory;
 use std::ops::Range;
-use std::sync::Mutex;
+use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
 
 /// How keys and values are stored.
 const KV_ELEMENT: KvElement = KvElement::F16;
-
-/// The CUDA kernels of this build in words, or why it has none.
-pub fn kernels() -> String {
-    match oxgpt_kernels::BUILT {
-        Ok(built) => {
-            let (major, minor) = built.nvcc;
-            format!("CUDA {major}.{minor} kernels for {}", built.architectures)
-        }
-        Err(reason) => format!("no CUDA kernels: {reason}"),
-    }
-}
-
-/// A device that can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CudaDevice {
-    /// Its name.
-    pub name: String,
-    /// Bytes of its memory that are free.
-    pub free: u64,
-    /// Bytes of its memory.
-    pub total: u64,
-}
-
-/// Opens device `ordinal`, or says why it cannot be used.
-///
-/// # Errors
-/// When there are no kernels, no driver, no such device, or when something is too old.
-pub fn device(ordinal: usize) -> Result<CudaDevice, DeviceError> {
-    let gpu = open(ordinal)?;
-    let (free, total) = gpu.memory().map_err(|reason| DeviceError::Cuda { ordinal, reason })?;
-    Ok(CudaDevice { name: gpu.info().name.clone(), free, total })
-}
-
-/// Bytes a second at which the memory of device `ordinal` can be read.
-///
-/// # Errors
-/// When the device cannot be used or has no gigabyte free.
-pub fn read_bandwidth(ordinal: usize) -> Result<f64, DeviceError> {
-    let failed = |reason| DeviceError::Cuda { ordinal, reason };
-    let gpu = open(ordinal)?;
-    // Many times the second-level cache.
-    let data = Buf::new(&gpu, 1 << 30).map_err(failed)?;
-    oxgpt_kernels::read_bandwidth(&gpu, &data, 9).map_err(failed)
-}
-
-/// A device is opened once: that takes a while.
-fn open(ordinal: usize) -> Result<Gpu, DeviceError> {
-    static OPENED: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
-    let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(gpu) = opened.iter().find(|gpu| gpu.info().ordinal == ordinal) {
-        return Ok(gpu.clone());
-    }
-    let gpu = Gpu::open(ordinal).map_err(|reason| DeviceError::Cuda { ordinal, reason })?;
-    opened.push(gpu.clone());
-    Ok(gpu)
-}
 
 /// The CUDA backend.
 pub struct Cuda {
@@ -99,30 +49,9 @@ pub struct Cuda {
     routing: Option<(Routing, usize)>,
     /// See [`Batch::generated`].
     generated: usize,
-    /// Passes of generated tokens alone, which are recorded when they come up for the second time.
-    passes: Vec<Pass>,
+    passes: Passes,
     recording: Option<PassShape>,
 }
-
-/// What the launches of a pass depend on, beside the arrays of its batch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct PassShape {
-    rows: usize,
-    logit_rows: usize,
-    /// Parts that the longest context is cut into.
-    parts: usize,
-}
-
-struct Pass {
-    shape: PassShape,
-    graph: Option<Graph>,
-}
-
-/// Recorded passes that are kept; a context grows out of one every few hundred tokens.
-const MOST_PASSES: usize = 16;
-
-/// Rows of the largest pass that is recorded: with more, the launches take less time than what is launched.
-const MOST_RECORDED_ROWS: usize = 64;
 
 struct DeviceRope {
     rope: Rope,
@@ -135,53 +64,6 @@ pub struct Buffer {
     rows: usize,
     width: usize,
     data: Option<Buf<f32>>,
-}
-
-/// The experts of each row, their weights, and what the products with them need.
-pub struct Routes {
-    rows: usize,
-    /// The first of them, which were generated.
-    generated: usize,
-    routing: Routing,
-    memory: Option<RoutesMemory>,
-}
-
-struct RoutesMemory {
-    experts: Buf<i32>,
-    weights: Buf<f32>,
-    /// Of the rows that were generated.
-    groups: Buf<i32>,
-    /// Of the rows of prompts.
-    sorted: Buf<i32>,
-    /// What comes back from the experts, (rows * chosen, hidden).
-    returned: Buf<f32>,
-}
-
-impl Routes {
-    /// The product of each slot with its expert: of the rows that were generated in f32, of the others on the tensor cores.
-    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
-    fn product(
-        &self,
-        gpu: &Gpu,
-        out: &mut Buf<f32>,
-        place: Place,
-        x: &Buf<f32>,
-        weight: &Matrix,
-        bias: Option<&Buf<f32>>,
-        by_slot: bool,
-    ) -> Result<(), CudaError> {
-        let Routes { rows, generated, routing: Routing { experts, top_k, .. }, .. } = *self;
-        let RoutesMemory { groups, sorted, .. } = present(&self.memory);
-        if generated > 0 {
-            let grouped = Grouped { groups, rows: generated, top_k, experts };
-            oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
-        }
-        if rows > generated {
-            let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
-            oxgpt_kernels::gemm_sorted(gpu, out, place, x, weight, bias, sorted, by_slot)?;
-        }
-        Ok(())
-    }
 }
 
 /// What is there unless something failed, and after a failure nothing is launched.
@@ -200,59 +82,6 @@ impl Buffer {
 
     fn elements(&self) -> usize {
         self.rows * self.width
-    }
-}
-
-fn weight_type(dtype: DType) -> WeightType {
-    match dtype {
-        DType::F32 => WeightType::F32,
-        DType::F16 => WeightType::F16,
-        DType::BF16 => WeightType::BF16,
-        DType::Q8_0 => WeightType::Q8_0,
-        DType::Q4_0 => WeightType::Q4_0,
-        DType::Q4_1 => WeightType::Q4_1,
-        DType::Q5_0 => WeightType::Q5_0,
-        DType::Q5_1 => WeightType::Q5_1,
-        DType::Q2_K => WeightType::Q2_K,
-        DType::Q3_K => WeightType::Q3_K,
-        DType::Q4_K => WeightType::Q4_K,
-        DType::Q5_K => WeightType::Q5_K,
-        DType::Q6_K => WeightType::Q6_K,
-        DType::IQ4_NL => WeightType::IQ4_NL,
-        DType::IQ4_XS => WeightType::IQ4_XS,
-        DType::MXFP4 => WeightType::MXFP4,
-        other => unreachable!("{other} was refused when the model was opened"),
-    }
-}
-
-fn kernel_shape(shape: &AttentionShape) -> oxgpt_kernels::AttentionShape {
-    oxgpt_kernels::AttentionShape {
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        scale: shape.scale,
-        window: shape.window,
-        soft_cap: shape.soft_cap,
-    }
-}
-
-fn kernel_norm(norm: &Norm<Option<Buf<f32>>>) -> oxgpt_kernels::Norm<'_> {
-    oxgpt_kernels::Norm {
-        weight: present(&norm.weight),
-        bias: norm.bias.as_ref().map(present),
-        eps: norm.eps,
-        centered: norm.kind == NormKind::LayerNorm,
-    }
-}
-
-fn kernel_activation(activation: Activation) -> oxgpt_kernels::Activation {
-    match activation {
-        Activation::GeluErf => oxgpt_kernels::Activation::GeluErf,
-        Activation::GeluTanh => oxgpt_kernels::Activation::GeluTanh,
-        Activation::GeluSigmoid => oxgpt_kernels::Activation::GeluSigmoid,
-        Activation::Relu => oxgpt_kernels::Activation::Relu,
-        Activation::Silu => oxgpt_kernels::Activation::Silu,
-        Activation::Tanh => oxgpt_kernels::Activation::Tanh,
     }
 }
 
@@ -304,7 +133,7 @@ impl Cuda {
             partials,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
             generated: 0,
-            passes: Vec::new(),
+            passes: Passes::default(),
             recording: None,
         })
     }
@@ -409,21 +238,14 @@ impl Backend for Cuda {
             return false;
         }
         let shape = PassShape { rows, logit_rows, parts: device_batch.parts() };
-        match passes.iter().find(|pass| pass.shape == shape) {
-            None => {
-                // Not recorded at once: many come up only once, and the first launch of a kernel may load it.
-                if passes.len() == MOST_PASSES {
-                    passes.remove(0);
-                }
-                passes.push(Pass { shape, graph: None });
-                false
-            }
-            Some(Pass { graph: None, .. }) => {
+        match passes.look_up(shape) {
+            Known::No => false,
+            Known::Again => {
                 let started = attempt(failure, || gpu.start_recording());
                 *recording = started.map(|()| shape);
                 false
             }
-            Some(Pass { graph: Some(graph), .. }) => {
+            Known::Recorded(graph) => {
                 attempt(failure, || graph.launch());
                 logits.set(logit_rows, logits.width);
                 true
@@ -439,9 +261,7 @@ impl Backend for Cuda {
         attempt(failure, || {
             let graph = recorded?;
             graph.launch()?;
-            if let Some(pass) = passes.iter_mut().find(|pass| pass.shape == shape) {
-                pass.graph = Some(graph);
-            }
+            passes.keep(shape, graph);
             Ok(())
         });
     }

@@ -1,7 +1,9 @@
 //! The memory that a model takes on a GPU, before any of it is taken.
 
+use super::KV_ELEMENT;
 use super::batch::BatchRoom;
-use super::{KV_ELEMENT, kernel_shape, open, weight_type};
+use super::device::open;
+use super::terms::{kernel_shape, weight_type};
 use crate::backend::DeviceError;
 use crate::format::Checkpoint;
 use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout};

@@ -1,0 +1,51 @@
+//! The experts of each row, and the products with them.
+
+use super::present;
+use oxgpt_kernels::{Buf, CudaError, Gpu, Grouped, Matrix, Place, Routing, Sorted};
+
+/// The experts of each row, their weights, and what the products with them need.
+pub struct Routes {
+    pub(super) rows: usize,
+    /// The first of them, which were generated.
+    pub(super) generated: usize,
+    pub(super) routing: Routing,
+    pub(super) memory: Option<RoutesMemory>,
+}
+
+pub(super) struct RoutesMemory {
+    pub experts: Buf<i32>,
+    pub weights: Buf<f32>,
+    /// Of the rows that were generated.
+    pub groups: Buf<i32>,
+    /// Of the rows of prompts.
+    pub sorted: Buf<i32>,
+    /// What comes back from the experts, (rows * chosen, hidden).
+    pub returned: Buf<f32>,
+}
+
+impl Routes {
+    /// The product of each slot with its expert: of the rows that were generated in f32, of the others on the tensor cores.
+    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
+    pub(super) fn product(
+        &self,
+        gpu: &Gpu,
+        out: &mut Buf<f32>,
+        place: Place,
+        x: &Buf<f32>,
+        weight: &Matrix,
+        bias: Option<&Buf<f32>>,
+        by_slot: bool,
+    ) -> Result<(), CudaError> {
+        let Routes { rows, generated, routing: Routing { experts, top_k, .. }, .. } = *self;
+        let RoutesMemory { groups, sorted, .. } = present(&self.memory);
+        if generated > 0 {
+            let grouped = Grouped { groups, rows: generated, top_k, experts };
+            oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
+        }
+        if rows > generated {
+            let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
+            oxgpt_kernels::gemm_sorted(gpu, out, place, x, weight, bias, sorted, by_slot)?;
+        }
+        Ok(())
+    }
+}
