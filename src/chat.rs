@@ -216,6 +216,7 @@ impl Chat<'_> {
             choice: 0,
             end_tokens: end_tokens(self.model, Some(&self.format), &self.args.sampling),
             logprobs: self.args.sampling.logprobs,
+            ..Request::default()
         };
         let stop = StopMatcher::new(self.args.sampling.stop.clone())?;
         let reader = reader(Some(self.tokenizer), Some(&self.format));

@@ -68,6 +68,7 @@ pub fn generate(
         }
         for event in engine.step() {
             match event {
+                Event::Started { .. } => {}
                 Event::Token { token, logprobs: token_logprobs, .. } => {
                     first_token.get_or_insert_with(Instant::now);
                     tokens.push(token);

@@ -106,6 +106,7 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
         threads: engine.threads,
         memory_limit: args.memory_limit,
         chunk: device.chunk(),
+        sharing: device.sharing(),
         ..EngineOptions::default()
     })
 }

@@ -67,6 +67,7 @@ pub fn run(model_args: &ModelArgs, args: &RunArgs) -> Result<()> {
         choice: 0,
         end_tokens: end_tokens(&model, format.as_ref(), &args.sampling),
         logprobs: args.sampling.logprobs,
+        ..Request::default()
     };
     let stop = StopMatcher::new(args.sampling.stop.clone())?;
     let reader = reader(tokenizer, format.as_ref());
@@ -173,11 +174,14 @@ pub fn chat_tokens(
 pub fn sampling(model: &Model, args: &SamplingArgs) -> SamplingOptions {
     let mut options = model.description.generation.over(SamplingOptions::default());
     args.apply(&mut options);
-    options.seed = args.seed.unwrap_or_else(|| {
-        // The standard library seeds its hash maps from the system's randomness.
-        RandomState::new().hash_one(0) % MAX_SEED
-    });
+    options.seed = args.seed.unwrap_or_else(random_seed);
     options
+}
+
+/// A seed that is another one each time.
+pub fn random_seed() -> u64 {
+    // The standard library seeds its hash maps from the system's randomness.
+    RandomState::new().hash_one(0) % MAX_SEED
 }
 
 /// The tokens that end an answer.

@@ -11,10 +11,11 @@ use crate::model::executor::{BatchLimits, Executor, load};
 use crate::model::forward::workspace_elements;
 use crate::model::spec::AttentionShape;
 use crate::model::{DecoderSource, Model, ModelError};
-use crate::sampler::{Sampler, SamplingError, TokenLogprobs, log_probabilities};
+use crate::sampler::{Allowed, Sampler, SamplingError, TokenLogprobs, log_probabilities};
+pub use crate::scheduler::PrefixSharing;
 use crate::scheduler::{Plan, Scheduler};
-use crate::sequence::{Event, FinishReason, Request, Sequence, SequenceId};
-use std::fmt;
+use crate::sequence::{Event, FinishReason, GenerationError, Request, Sequence, SequenceId};
+use std::{fmt, thread};
 
 /// The most rows that get logits at once when a text is scored: enough to keep a product busy, few enough that the
 /// logits of a large vocabulary stay small.
@@ -51,6 +52,15 @@ impl Device {
         }
     }
 
+    /// What later requests can take over without a change of a bit; see [`EngineOptions::sharing`].
+    pub fn sharing(self) -> PrefixSharing {
+        match self {
+            Device::Reference | Device::Cpu => PrefixSharing::All,
+            // Generated tokens are multiplied in another way than those of prompts.
+            Device::Cuda(_) => PrefixSharing::Prompts,
+        }
+    }
+
     /// Bytes of one key or value.
     pub fn kv_bytes(self) -> usize {
         match self {
@@ -84,6 +94,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// The most bytes that weights, keys and values, and workspace may take.
     pub memory_limit: Option<u64>,
+    /// Which keys and values later requests may take over.
+    pub sharing: PrefixSharing,
 }
 
 impl Default for EngineOptions {
@@ -95,6 +107,7 @@ impl Default for EngineOptions {
             chunk: Device::Cpu.chunk(),
             threads: None,
             memory_limit: None,
+            sharing: PrefixSharing::All,
         }
     }
 }
@@ -325,7 +338,7 @@ impl Engine {
         };
         Ok(Engine {
             executor,
-            scheduler: Scheduler::new(sequences, limits.rows),
+            scheduler: Scheduler::new(sequences, limits.rows, options.sharing),
             groups: groups.len(),
             kv: KvPools::new(groups, limits.rows),
             context,
@@ -336,6 +349,16 @@ impl Engine {
             logits: Vec::new(),
             next_id: 0,
         })
+    }
+
+    /// Tokens that a prompt can have: every id is below it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Width of the logits: ids from there on are never chosen.
+    pub fn logit_width(&self) -> usize {
+        self.logit_width
     }
 
     /// Positions of each sequence.
@@ -363,11 +386,13 @@ impl Engine {
             prompt_tokens,
             computed: 0,
             is_long,
+            min_length: prompt_tokens + request.min_tokens.min(new_tokens),
             max_length: prompt_tokens + new_tokens,
             sampler,
             choice: request.choice,
             end_tokens: request.end_tokens,
             logprobs: request.logprobs,
+            constraint: request.constraint,
             kv: None,
         });
         Ok(id)
@@ -378,6 +403,16 @@ impl Engine {
         self.scheduler.remove(id, &mut self.kv);
     }
 
+    /// Sequences that were submitted and do not run yet.
+    pub fn waiting(&self) -> usize {
+        self.scheduler.waiting()
+    }
+
+    /// The share of the room for keys and values that sequences use, from 0 to 1.
+    pub fn kv_usage(&self) -> f64 {
+        self.kv.usage()
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
@@ -385,17 +420,26 @@ impl Engine {
 
     /// Computes one batch: plan, forward, sample, commit.
     pub fn step(&mut self) -> Vec<Event> {
-        let Plan { batch, sampled } = self.scheduler.plan(&mut self.kv, self.groups);
+        let Plan { batch, sampled, started } = self.scheduler.plan(&mut self.kv, self.groups);
+        let started = started.into_iter();
+        let mut events: Vec<Event> =
+            started.map(|(sequence, prefix)| Event::Started { sequence, prefix }).collect();
         if batch.is_empty() {
-            return Vec::new();
+            return events;
         }
-        let mut events = Vec::new();
-        if let Err(error) = self.executor.forward(&batch, &mut self.logits) {
+        let (computed, refused) = self.forward(&batch, &sampled);
+        if let Err(error) = computed {
             for sequence in self.scheduler.running() {
                 self.scheduler.remove(sequence, &mut self.kv);
                 events.push(Event::Failed { sequence, error: error.clone().into() });
             }
             return events;
+        }
+        self.scheduler.stored(&mut self.kv);
+        for (sequence, message) in refused {
+            self.scheduler.remove(sequence, &mut self.kv);
+            let error = GenerationError::Constraint { message };
+            events.push(Event::Failed { sequence, error });
         }
         for (id, logits) in sampled.iter().zip(self.logits.chunks_exact(self.logit_width)) {
             let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
@@ -407,6 +451,36 @@ impl Engine {
             }
         }
         events
+    }
+
+    /// Computes a batch and beside it, on a thread of its own, which tokens the `sampled` sequences may choose. The second
+    /// result has those of which that cannot be said, and why.
+    fn forward(
+        &mut self,
+        batch: &Batch,
+        sampled: &[SequenceId],
+    ) -> (Result<(), DeviceError>, Vec<(SequenceId, String)>) {
+        let Engine { executor, scheduler, logits, .. } = self;
+        let mut constraints = scheduler.constraints(sampled);
+        if constraints.is_empty() {
+            return (executor.forward(batch, logits), Vec::new());
+        }
+        let all: Vec<SequenceId> = constraints.iter().map(|(id, _)| *id).collect();
+        let fail = |message: &str| all.iter().map(|id| (*id, message.to_string())).collect();
+        thread::scope(|scope| {
+            let work = move || {
+                let computed = constraints.iter_mut().map(|(id, c)| (*id, c.compute()));
+                computed.filter_map(|(id, result)| Some((id, result.err()?))).collect::<Vec<_>>()
+            };
+            let worker = thread::Builder::new().spawn_scoped(scope, work);
+            let computed = executor.forward(batch, logits);
+            let refused = match worker.map(|worker| worker.join()) {
+                Ok(Ok(refused)) => refused,
+                Ok(Err(_)) => fail("its computation ended unexpectedly"),
+                Err(error) => fail(&error.to_string()),
+            };
+            (computed, refused)
+        })
     }
 
     /// Computes the logits of every token of a text and hands them to `sink` row by row, with the row's index.
@@ -520,14 +594,15 @@ fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> b
     let (token, logprobs) = match choose(sequence, logits, position) {
         Ok(chosen) => chosen,
         Err(error) => {
-            events.push(Event::Failed { sequence: id, error: error.into() });
+            events.push(Event::Failed { sequence: id, error });
             return false;
         }
     };
     sequence.sampler.accept(token);
     sequence.tokens.push(token);
     events.push(Event::Token { sequence: id, token, logprobs });
-    if sequence.end_tokens.contains(&token) {
+    let is_complete = sequence.constraint.as_ref().is_some_and(|c| c.is_complete());
+    if sequence.end_tokens.contains(&token) || is_complete {
         return finish(events, FinishReason::Stop);
     }
     if sequence.tokens.len() >= sequence.max_length {
@@ -540,10 +615,18 @@ fn choose(
     sequence: &mut Sequence,
     logits: &[f32],
     position: u64,
-) -> Result<(u32, Option<TokenLogprobs>), SamplingError> {
-    let token = sequence.sampler.sample(logits, position, sequence.choice)?;
+) -> Result<(u32, Option<TokenLogprobs>), GenerationError> {
+    let may_end = sequence.tokens.len() >= sequence.min_length;
+    let allowed = Allowed {
+        mask: sequence.constraint.as_ref().and_then(|constraint| constraint.allowed()),
+        except: if may_end { &[] } else { &sequence.end_tokens },
+    };
+    let token = sequence.sampler.sample_among(logits, allowed, position, sequence.choice)?;
     let logprobs =
         sequence.logprobs.map(|top| log_probabilities(logits, token, top)).transpose()?;
+    if let Some(constraint) = &mut sequence.constraint {
+        constraint.accept(token).map_err(|message| GenerationError::Constraint { message })?;
+    }
     Ok((token, logprobs))
 }
 

@@ -3,6 +3,18 @@
 //! The backends own the memory; this file owns the bookkeeping. Layers that keep the same positions share a
 //! *group*: all full-attention layers are one group, all layers with the same window another. Every group has its
 //! own pool of block numbers, and every sequence one block table per group.
+//!
+//! A full block never changes again, so sequences that begin with the same tokens share the blocks of that prefix. A
+//! block that no sequence uses any more keeps its contents until another needs its room; the one unused longest goes first.
+
+mod prefix;
+#[cfg(test)]
+mod tests;
+
+pub use prefix::{PrefixMiss, PrefixUse};
+
+use prefix::{NodeId, PrefixTree};
+use std::collections::BTreeMap;
 
 /// Positions in one block. A multiple of every vector width, and small enough that a short sequence wastes little.
 pub const BLOCK_SIZE: usize = 32;
@@ -68,20 +80,44 @@ fn blocks_needed(window: Option<usize>, positions: usize, chunk: usize) -> usize
     }
 }
 
+/// The first of the blocks before `position`, a multiple of [`BLOCK_SIZE`], that a row there still sees.
+fn first_visible_block(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window) / BLOCK_SIZE)
+}
+
 /// The block pools of all groups, with what is promised to the sequences that run.
 ///
-/// A sequence reserves the most it can ever hold before it starts, so that it never fails half-way.
+/// A sequence reserves the most it can ever hold before it starts, so that it never fails half-way. Blocks that it
+/// shares count for each of its users, so the promises hold whoever ends first.
 #[derive(Debug)]
 pub struct KvPools {
     pools: Vec<Pool>,
+    tree: PrefixTree,
     chunk: usize,
 }
 
 #[derive(Debug)]
 struct Pool {
     group: KvGroup,
+    /// Blocks with nothing in them.
     free: Vec<u32>,
+    /// Blocks that no sequence uses but whose contents are known, the one unused longest first.
+    unused: BTreeMap<u64, u32>,
+    blocks: Vec<Block>,
     unreserved: usize,
+    /// Grows with every block that becomes unused.
+    clock: u64,
+}
+
+/// What is known of a block.
+#[derive(Clone, Debug, Default)]
+struct Block {
+    /// Sequences that have it in their tables.
+    users: usize,
+    /// The tokens whose keys and values it holds, once it is full of such as others may share.
+    node: Option<NodeId>,
+    /// Its key in [`Pool::unused`], if it is there.
+    unused_since: u64,
 }
 
 /// The blocks of one sequence.
@@ -90,21 +126,71 @@ pub struct KvSequence {
     /// One block table per group: the physical block of every logical block, [`NO_BLOCK`] where it was given back.
     pub tables: Vec<Vec<u32>>,
     reserved: Vec<usize>,
+    /// The last block that others know of, and how many there are; `None` for a sequence that shares nothing.
+    shared: Option<(NodeId, usize)>,
+}
+
+impl Pool {
+    /// An empty block for a sequence. Forgets what was unused longest if no block is free.
+    fn take(&mut self, tree: &mut PrefixTree, group: usize) -> u32 {
+        let block = match self.free.pop() {
+            Some(block) => block,
+            None => {
+                let (_, block) =
+                    self.unused.pop_first().expect("a sequence stays within what it reserved");
+                if let Some(node) = self.blocks[block as usize].node.take() {
+                    tree.remove_block(node, group);
+                }
+                block
+            }
+        };
+        self.blocks[block as usize].users = 1;
+        block
+    }
+
+    /// One more sequence uses a block.
+    fn add_user(&mut self, block: u32) {
+        let state = &mut self.blocks[block as usize];
+        if state.users == 0 {
+            self.unused.remove(&state.unused_since);
+        }
+        state.users += 1;
+    }
+
+    /// A sequence has no more use for a block.
+    fn remove_user(&mut self, block: u32) {
+        let state = &mut self.blocks[block as usize];
+        state.users -= 1;
+        if state.users > 0 {
+            return;
+        }
+        if state.node.is_none() {
+            self.free.push(block);
+            return;
+        }
+        self.clock += 1;
+        state.unused_since = self.clock;
+        self.unused.insert(self.clock, block);
+    }
 }
 
 impl KvPools {
     /// Pools with every block free, for chunks of at most `chunk` rows.
     pub fn new(groups: Vec<KvGroup>, chunk: usize) -> Self {
+        let tree = PrefixTree::new(groups.len());
         let pools = groups
             .into_iter()
             .map(|group| Pool {
                 // Popped from the end: block 0 is used first.
                 free: (0..group.blocks as u32).rev().collect(),
+                unused: BTreeMap::new(),
+                blocks: vec![Block::default(); group.blocks],
                 unreserved: group.blocks,
+                clock: 0,
                 group,
             })
             .collect();
-        KvPools { pools, chunk }
+        KvPools { pools, tree, chunk }
     }
 
     /// Reserves what a sequence of at most `positions` positions needs, or `None` while others hold it.
@@ -116,7 +202,8 @@ impl KvPools {
         for (pool, need) in self.pools.iter_mut().zip(&needs) {
             pool.unreserved -= need;
         }
-        Some(KvSequence { tables: vec![Vec::new(); self.pools.len()], reserved: needs })
+        let tables = vec![Vec::new(); self.pools.len()];
+        Some(KvSequence { tables, reserved: needs, shared: None })
     }
 
     fn needs(&self, positions: usize) -> Vec<usize> {
@@ -126,29 +213,126 @@ impl KvPools {
             .collect()
     }
 
+    /// Lets a new sequence share blocks: it takes over those that hold the start of `tokens`, and others can take over
+    /// its own. `is_long`: whether it is rotated as the long ones are.
+    pub fn share(&mut self, sequence: &mut KvSequence, tokens: &[u32], is_long: bool) -> PrefixUse {
+        let root = PrefixTree::root(is_long);
+        let path = self.tree.path(root, shareable(tokens));
+        let count = self.usable(&path);
+        for (group, (pool, table)) in self.pools.iter_mut().zip(&mut sequence.tables).enumerate() {
+            let first = first_visible_block(pool.group.window, count * BLOCK_SIZE);
+            table.resize(first, NO_BLOCK);
+            for node in &path[first..count] {
+                let block = self.tree.block(*node, group);
+                pool.add_user(block);
+                table.push(block);
+            }
+        }
+        let node = if count == 0 { root } else { path[count - 1] };
+        self.tree.pin(node);
+        sequence.shared = Some((node, count));
+        PrefixUse { cached: count * BLOCK_SIZE, miss: self.miss(tokens, root, &path, count) }
+    }
+
+    /// How many positions at the start of `tokens` could be shared now.
+    pub fn cached(&self, tokens: &[u32], is_long: bool) -> usize {
+        let path = self.tree.path(PrefixTree::root(is_long), shareable(tokens));
+        self.usable(&path) * BLOCK_SIZE
+    }
+
+    /// The most blocks of a path after which a sequence can go on: full groups have all of them, and groups with a
+    /// window those that the next row sees.
+    fn usable(&self, path: &[NodeId]) -> usize {
+        let (mut usable, mut first_of_run) = (0, vec![0; self.pools.len()]);
+        for (index, node) in path.iter().enumerate() {
+            let count = index + 1;
+            let mut is_usable = true;
+            for (group, pool) in self.pools.iter().enumerate() {
+                if self.tree.block(*node, group) == NO_BLOCK {
+                    first_of_run[group] = count;
+                }
+                let first = first_visible_block(pool.group.window, count * BLOCK_SIZE);
+                is_usable &= first_of_run[group] <= first;
+            }
+            if is_usable {
+                usable = count;
+            }
+        }
+        usable
+    }
+
+    fn miss(
+        &self,
+        tokens: &[u32],
+        root: NodeId,
+        path: &[NodeId],
+        count: usize,
+    ) -> Option<PrefixMiss> {
+        if count == shareable(tokens).len() / BLOCK_SIZE {
+            return None;
+        }
+        let position = count * BLOCK_SIZE;
+        if count < path.len() {
+            return Some(PrefixMiss::Evicted { position });
+        }
+        let last = path.last().copied().unwrap_or(root);
+        Some(match self.tree.longest_common(last, &tokens[position..]) {
+            // Everything differs from something in its first token.
+            Some(common) if position + common > 0 => {
+                PrefixMiss::Differs { position: position + common }
+            }
+            _ => PrefixMiss::New { position },
+        })
+    }
+
+    /// Lets others share the blocks of a sequence that are full: `tokens` are those whose keys and values are stored.
+    pub fn publish(&mut self, sequence: &mut KvSequence, tokens: &[u32]) {
+        let Some((node, count)) = &mut sequence.shared else { return };
+        for block in tokens.as_chunks().0.iter().skip(*count) {
+            let Some(child) = self.tree.child_or_new(*node, block) else { return };
+            self.tree.pin(child);
+            for (group, (pool, table)) in self.pools.iter_mut().zip(&sequence.tables).enumerate() {
+                let block = table[*count];
+                // Of two sequences that computed the same, the first has its block shared.
+                if block != NO_BLOCK && self.tree.block(child, group) == NO_BLOCK {
+                    self.tree.set_block(child, group, block);
+                    pool.blocks[block as usize].node = Some(child);
+                }
+            }
+            self.tree.unpin(*node);
+            (*node, *count) = (child, *count + 1);
+        }
+    }
+
     /// Makes the tables of `sequence` cover the rows at positions `start..end`, and gives back blocks that no row
     /// from `start` on can see.
     pub fn extend(&mut self, sequence: &mut KvSequence, start: usize, end: usize) {
         assert!(end - start <= self.chunk, "a chunk is no longer than the pools were planned for");
-        for (pool, table) in self.pools.iter_mut().zip(&mut sequence.tables) {
+        for (group, (pool, table)) in self.pools.iter_mut().zip(&mut sequence.tables).enumerate() {
             if let Some(window) = pool.group.window {
                 let first_visible = (start + 1).saturating_sub(window);
                 let left_behind = (first_visible / BLOCK_SIZE).min(table.len());
                 for block in table[..left_behind].iter_mut().rev().take_while(|b| **b != NO_BLOCK) {
-                    pool.free.push(*block);
+                    pool.remove_user(*block);
                     *block = NO_BLOCK;
                 }
             }
             while table.len() * BLOCK_SIZE < end {
-                table.push(pool.free.pop().expect("a sequence stays within what it reserved"));
+                table.push(pool.take(&mut self.tree, group));
             }
         }
     }
 
-    /// Gives back every block of a sequence, but not its reservation.
+    /// Gives back every block of a sequence, but not its reservation. It shares nothing from then on.
     pub fn clear(&mut self, sequence: &mut KvSequence) {
         for (pool, table) in self.pools.iter_mut().zip(&mut sequence.tables) {
-            pool.free.extend(table.drain(..).rev().filter(|block| *block != NO_BLOCK));
+            // The end first: without the start of a text its end is of no use.
+            for block in table.drain(..).rev().filter(|block| *block != NO_BLOCK) {
+                pool.remove_user(block);
+            }
+        }
+        if let Some((node, _)) = sequence.shared.take() {
+            self.tree.unpin(node);
         }
     }
 
@@ -160,66 +344,18 @@ impl KvPools {
         }
     }
 
-    /// Free blocks of each group.
-    #[cfg(test)]
-    fn free_blocks(&self) -> Vec<usize> {
-        self.pools.iter().map(|pool| pool.free.len()).collect()
+    /// The share of each group's blocks that sequences use, the largest of all groups.
+    pub fn usage(&self) -> f64 {
+        let used = self.pools.iter().map(|pool| {
+            let idle = pool.free.len() + pool.unused.len();
+            1.0 - idle as f64 / pool.group.blocks.max(1) as f64
+        });
+        used.fold(0.0, f64::max)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pools(windows: &[Option<usize>], sequences: usize, context: usize, chunk: usize) -> KvPools {
-        let layout = KvLayout::new(windows.iter().copied());
-        KvPools::new(layout.groups(sequences, context, chunk), chunk)
-    }
-
-    #[test]
-    fn layers_with_the_same_window_share_a_group() {
-        let layout = KvLayout::new([Some(128), None, Some(128), None]);
-        assert_eq!(layout.windows, [Some(128), None]);
-        assert_eq!(layout.group_of_layer, [0, 1, 0, 1]);
-    }
-
-    #[test]
-    fn a_sequence_holds_its_blocks_and_gives_them_back() {
-        let mut pools = pools(&[None], 2, 100, 64);
-        assert_eq!(pools.free_blocks(), [8]);
-        let mut first = pools.reserve(100).unwrap();
-        let mut second = pools.reserve(100).unwrap();
-        assert!(pools.reserve(1).is_none());
-        pools.extend(&mut first, 0, 64);
-        pools.extend(&mut second, 0, 1);
-        pools.extend(&mut first, 64, 100);
-        assert_eq!(first.tables[0].len(), 4);
-        assert_eq!(second.tables[0].len(), 1);
-        assert!(first.tables[0].iter().all(|block| !second.tables[0].contains(block)));
-        pools.release(first);
-        assert!(pools.reserve(100).is_some());
-        pools.release(second);
-        assert_eq!(pools.free_blocks(), [8]);
-    }
-
-    #[test]
-    fn a_window_never_needs_more_than_it_reserved_and_keeps_what_is_visible() {
-        for window in [1, 5, 31, 32, 33, 64, 100] {
-            for chunk in [1, 7, 32, 33, 64] {
-                let mut pools = pools(&[Some(window)], 1, 1000, chunk);
-                let mut sequence = pools.reserve(1000).unwrap();
-                let mut start = 0;
-                while start < 1000 {
-                    let end = (start + chunk).min(1000);
-                    pools.extend(&mut sequence, start, end);
-                    for position in (start + 1).saturating_sub(window)..end {
-                        assert_ne!(sequence.tables[0][position / BLOCK_SIZE], NO_BLOCK);
-                    }
-                    start = end;
-                }
-                pools.release(sequence);
-                assert_eq!(pools.free_blocks()[0], blocks_needed(Some(window), 1000, chunk));
-            }
-        }
-    }
+/// The blocks of a prompt that can be shared: whole ones, and not the last token, whose logits are wanted.
+fn shareable(tokens: &[u32]) -> &[u32] {
+    let count = tokens.len().saturating_sub(1) / BLOCK_SIZE;
+    &tokens[..count * BLOCK_SIZE]
 }

@@ -19,9 +19,8 @@
 //!     tokens: tokenizer.encode("Once upon a time")?,
 //!     max_tokens: Some(8),
 //!     sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
-//!     choice: 0,
 //!     end_tokens: model.end_tokens(),
-//!     logprobs: None,
+//!     ..Request::default()
 //! })?;
 //! let (mut decoder, mut text) = (tokenizer.decoder(true), String::new());
 //! while !engine.is_idle() {

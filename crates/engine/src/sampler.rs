@@ -93,6 +93,41 @@ pub enum SamplingError {
     },
 }
 
+/// The tokens that may be chosen; the default is all of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed<'a> {
+    /// Bit `t % 32` of word `t / 32` says whether token `t` may be chosen, and a token beyond the last word may not;
+    /// `None` allows every token.
+    pub mask: Option<&'a [u32]>,
+    /// Tokens that may not be chosen whatever the mask says.
+    pub except: &'a [u32],
+}
+
+impl Allowed<'_> {
+    fn is_everything(&self) -> bool {
+        self.mask.is_none() && self.except.is_empty()
+    }
+
+    /// Sets the logits of all other tokens to -inf.
+    fn limit(&self, logits: &mut [f32]) {
+        if let Some(mask) = self.mask {
+            for (index, logits) in logits.chunks_mut(32).enumerate() {
+                let word = mask.get(index).copied().unwrap_or(0);
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+        for token in self.except {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
 /// Chooses the tokens of one sequence.
 ///
 /// It remembers the options and, where penalties need them, the tokens so far; the randomness has no
@@ -134,10 +169,22 @@ impl Sampler {
         position: u64,
         choice: u32,
     ) -> Result<u32, SamplingError> {
+        self.sample_among(logits, Allowed::default(), position, choice)
+    }
+
+    /// As [`Sampler::sample`], among some tokens: the others are as if their logits were -inf.
+    pub fn sample_among(
+        &mut self,
+        logits: &[f32],
+        allowed: Allowed<'_>,
+        position: u64,
+        choice: u32,
+    ) -> Result<u32, SamplingError> {
         if logits.len() != self.vocab_size {
             return Err(SamplingError::Width { expected: self.vocab_size, found: logits.len() });
         }
-        let logits = if self.options.logit_bias.is_empty() && !self.options.penalizes() {
+        let is_adjusted = !self.options.logit_bias.is_empty() || self.options.penalizes();
+        let logits = if !is_adjusted && allowed.is_everything() {
             logits
         } else {
             self.adjusted.clear();
@@ -146,6 +193,7 @@ impl Sampler {
                 self.adjusted[token as usize] += bias;
             }
             self.counts.penalize(&self.options, &mut self.adjusted);
+            allowed.limit(&mut self.adjusted);
             &self.adjusted
         };
         let best = highest(logits)?;

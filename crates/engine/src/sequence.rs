@@ -1,15 +1,38 @@
 //! One request on its way: its tokens, its limits, and how far it is computed.
 
 use crate::backend::DeviceError;
-use crate::kv::KvSequence;
+use crate::kv::{KvSequence, PrefixUse};
 use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use std::fmt;
 
 /// The name of a sequence, unique in its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
+/// Which tokens may come next, such as those that a grammar allows.
+///
+/// The engine calls [`compute`](Constraint::compute) on a thread of its own while it computes the logits, then
+/// [`allowed`](Constraint::allowed), then [`accept`](Constraint::accept) with the token that was chosen.
+pub trait Constraint: Send + Sync + fmt::Debug {
+    /// Works out which tokens may come next.
+    ///
+    /// # Errors
+    /// In words, when that cannot be said, such as for a grammar that has become too large.
+    fn compute(&mut self) -> Result<(), String>;
+    /// A bit for each token that may come next: that of token `t` is bit `t % 32` of word `t / 32`, and a token beyond
+    /// the last word may not. `None` if every token may.
+    fn allowed(&self) -> Option<&[u32]>;
+    /// Takes the token that was chosen.
+    ///
+    /// # Errors
+    /// In words, when it was not one of those that may come.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
+    /// Whether the answer is complete, so that nothing may follow.
+    fn is_complete(&self) -> bool;
+}
+
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 pub struct Request {
     /// The prompt; not empty, and no longer than the context.
     pub tokens: Vec<u32>,
@@ -21,14 +44,18 @@ pub struct Request {
     pub choice: u32,
     /// Tokens that end the answer.
     pub end_tokens: Vec<u32>,
+    /// Tokens of the answer before which no end token is chosen.
+    pub min_tokens: usize,
     /// How many of the most probable tokens to report beside each chosen one; no log-probabilities if `None`.
     pub logprobs: Option<usize>,
+    /// What limits the choice of tokens beyond the model.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// An end token was chosen.
+    /// An end token was chosen, or the constraint allows nothing more.
     Stop,
     /// The most tokens were generated, or the context is full.
     Length,
@@ -37,6 +64,13 @@ pub enum FinishReason {
 /// What a step did.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// A sequence runs: it has waited long enough.
+    Started {
+        /// This sequence.
+        sequence: SequenceId,
+        /// What it took over from earlier ones.
+        prefix: PrefixUse,
+    },
     /// A token was chosen.
     Token {
         /// For this sequence.
@@ -72,6 +106,12 @@ pub enum GenerationError {
     /// The device failed; nothing runs on it any more.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The constraint does not say which tokens may come next.
+    #[error("the answer cannot be held to its grammar: {message}")]
+    Constraint {
+        /// In the constraint's own words.
+        message: String,
+    },
 }
 
 /// A request that waits or runs.
@@ -82,6 +122,8 @@ pub(crate) struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens that are computed in chunks before the next one is chosen.
     pub prompt_tokens: usize,
+    /// Length at which the answer may end.
+    pub min_length: usize,
     /// Tokens whose keys and values are stored.
     pub computed: usize,
     /// Whether it is rotated as the long sequences are.
@@ -92,6 +134,7 @@ pub(crate) struct Sequence {
     pub choice: u32,
     pub end_tokens: Vec<u32>,
     pub logprobs: Option<usize>,
+    pub constraint: Option<Box<dyn Constraint>>,
     /// The blocks, once it runs.
     pub kv: Option<KvSequence>,
 }

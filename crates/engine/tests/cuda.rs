@@ -86,7 +86,7 @@ fn greedy_tokens_equal_transformers() {
                         expected.iter_mut().find(|(id, ..)| *id == sequence).unwrap().2.push(token);
                     }
                     Event::Failed { error, .. } => panic!("{}: {error}", case.name),
-                    Event::Finished { .. } => {}
+                    Event::Started { .. } | Event::Finished { .. } => {}
                 }
             }
         }
@@ -101,9 +101,7 @@ fn request(tokens: Vec<u32>, max_tokens: usize) -> Request {
         tokens,
         max_tokens: Some(max_tokens),
         sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
-        choice: 0,
-        end_tokens: Vec::new(),
-        logprobs: None,
+        ..Request::default()
     }
 }
 

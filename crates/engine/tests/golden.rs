@@ -86,9 +86,7 @@ fn greedy_tokens_equal_transformers() {
                         tokens: golden.ids("tokens", index),
                         max_tokens: Some(greedy.len()),
                         sampling: SamplingOptions { temperature: 0.0, ..Default::default() },
-                        choice: 0,
-                        end_tokens: Vec::new(),
-                        logprobs: None,
+                        ..Request::default()
                     })
                     .unwrap();
                 expected.push((id, greedy, Vec::new()));
