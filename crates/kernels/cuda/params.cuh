@@ -73,26 +73,47 @@ struct ProductParams {
 };
 static_assert(sizeof(ProductParams) == 96, "shared with src/params.rs");
 
-// Of a tile of tokens of one expert: expert, first place in the order of slots, how many.
-constexpr int TILE_WORDS = 3;
+// Of a tile of tokens of one expert: expert, first place in the order of slots, how many, up to TILE_SLOTS.
+constexpr int TILE_WORDS = 3, TILE_SLOTS = 256;
+
+struct PackParams {
+    const float* x;
+    const int32_t* order;  // null, or the slot of each place, or -1
+    void* tokens16;        // halves
+    float* scales;         // of each place, to multiply results with
+    int32_t cols;
+    int32_t places;
+    int32_t slots_per_row;  // with an order: slots that share a row of x
+    int32_t unused;
+};
+static_assert(sizeof(PackParams) == 48, "shared with src/params.rs");
+
+struct LargestParams {
+    Planes weight;
+    uint32_t* largest;  // bits of the largest magnitude
+    int64_t pieces;     // that `Weights` reads at once
+};
+static_assert(sizeof(LargestParams) == 48, "shared with src/params.rs");
 
 struct GemmParams {
     Planes weight;
-    const float* x;
-    const float* bias;      // null without one
+    const uint32_t* largest;  // bits of the largest magnitude of the weights
+    const void* tokens16;     // see pack.cu
+    const float* scales;
+    const float* bias;        // null without one
     float* out;
-    const int32_t* tiles;   // null, or see sort_slots.cu
-    const int32_t* order;   // the slots of the tiles
-    int32_t rows;           // of the weights (of one expert)
+    const int32_t* tiles;     // null, or see sort_slots.cu
+    const int32_t* order;     // the slots of the tiles
+    int32_t rows;             // of the weights (of one expert)
     int32_t cols;
-    int32_t chunks;         // of one row of the weights
+    int32_t chunks;           // of one row of the weights
     int32_t tokens;
-    int32_t x_stride;
+    int32_t places;           // that tokens16 has for each step along K
     int32_t out_stride;
-    int32_t accumulate;     // add to what out has
-    int32_t slots_per_row;  // with tiles: slots that share a row of x
+    int32_t accumulate;       // add to what out has
+    int32_t stages;           // of the ring in shared memory
 };
-static_assert(sizeof(GemmParams) == 104, "shared with src/params.rs");
+static_assert(sizeof(GemmParams) == 120, "shared with src/params.rs");
 
 struct SortParams {
     const int32_t* experts;  // of each slot
@@ -101,7 +122,7 @@ struct SortParams {
     int32_t first_slot;
     int32_t slots;
     int32_t n_experts;
-    int32_t tile_slots;
+    int32_t places;  // that order has
     int32_t max_tiles;
     int32_t unused;
 };
@@ -185,6 +206,31 @@ struct AttendParams {
     int32_t splits;  // that have blocks of their own
 };
 static_assert(sizeof(AttendParams) == 120, "shared with src/params.rs");
+
+struct AttendPromptParams {
+    const float* qkv;
+    const __half* keys;
+    const __half* values;
+    const uint32_t* positions;
+    const uint32_t* sequences;
+    const uint32_t* table_offsets;
+    const uint32_t* blocks;
+    const float* sinks;  // null without
+    float* out;
+    int32_t qkv_stride;
+    int32_t out_stride;
+    int32_t rows;
+    int32_t tile_rows;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t tile_heads;
+    int32_t head_dim;
+    int32_t padded_dim;
+    float scale;
+    float soft_cap;  // 0 without
+    int32_t window;  // 0 without
+};
+static_assert(sizeof(AttendPromptParams) == 120, "shared with src/params.rs");
 
 struct RouteParams {
     const float* logits;

@@ -3,44 +3,63 @@
 
 using namespace oxgpt;
 
-// order: the slots from first_slot on, experts and slots ascending. tiles: (expert, first place in order, count) for up to
-// tile_slots slots of one expert; unused tiles have no slots.
-// Grid: (1), blocks of 1024 threads, 2 n_experts ints of shared memory.
+// order: the slots from first_slot on, experts and slots ascending; the slots of an expert start at a multiple of eight, and places
+// without a slot have -1. tiles: (expert, first place in order, count) for up to TILE_SLOTS slots of one expert; unused tiles have no
+// slots.
+//
+// Each warp takes a run of the slots: first it counts them by expert, and when all places are known it writes them there.
+// Grid: (1), blocks of whole warps, (warps + 1) * n_experts ints of shared memory.
 extern "C" __global__ void __launch_bounds__(1024) sort_slots(const __grid_constant__ SortParams p) {
-    extern __shared__ int counts[];
-    int* starts = counts + p.n_experts;
+    extern __shared__ int shared[];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    // Calls `f(slot, rank)` for each slot of an expert, in order; returns how many there are.
-    auto for_slots = [&](int expert, auto f) {
-        int count = 0;
-        for (int s = p.first_slot; s < p.slots; s += WARP) {
-            bool mine = s + lane < p.slots && p.experts[s + lane] == expert;
-            unsigned all = __ballot_sync(ALL_LANES, mine);
-            if (mine) f(s + lane, count + __popc(all & ((1u << lane) - 1)));
-            count += __popc(all);
+    int* counts = shared;  // (warps, n_experts), later places
+    int* totals = counts + warps * p.n_experts;
+    for (int i = threadIdx.x; i < (warps + 1) * p.n_experts; i += blockDim.x) shared[i] = 0;
+    for (int i = threadIdx.x; i < p.places; i += blockDim.x) p.order[i] = -1;
+    __syncthreads();
+    int each = ((p.slots - p.first_slot + warps - 1) / warps + WARP - 1) / WARP * WARP;
+    int begin = p.first_slot + warp * each, end = min(begin + each, p.slots);
+    int* mine = counts + warp * p.n_experts;
+    // Adds the slots to `mine`, and calls `f` with each and what its expert had there before.
+    auto for_slots = [&](auto f) {
+        for (int s = begin; s < end; s += WARP) {
+            bool there = s + lane < end;
+            int expert = there ? p.experts[s + lane] : -1;
+            unsigned same = __match_any_sync(ALL_LANES, expert);
+            int before = there ? mine[expert] : 0, rank = __popc(same & ((1u << lane) - 1));
+            __syncwarp();
+            if (there) f(s + lane, before + rank);
+            if (there && rank == 0) mine[expert] = before + __popc(same);
+            __syncwarp();
         }
-        return count;
     };
-    for (int e = warp; e < p.n_experts; e += warps) {
-        int count = for_slots(e, [](int, int) {});
-        if (lane == 0) counts[e] = count;
+    for_slots([](int, int) {});
+    __syncthreads();
+    for (int e = threadIdx.x; e < p.n_experts; e += blockDim.x) {
+        int sum = 0;
+        for (int w = 0; w < warps; w++) {
+            int count = counts[w * p.n_experts + e];
+            counts[w * p.n_experts + e] = sum;
+            sum += count;
+        }
+        totals[e] = sum;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
         int start = 0, tile = 0;
         for (int e = 0; e < p.n_experts; e++) {
-            starts[e] = start;
-            for (int done = 0; done < counts[e]; done += p.tile_slots, tile++) {
+            int count = totals[e];
+            for (int done = 0; done < count; done += TILE_SLOTS, tile++) {
                 int32_t* words = p.tiles + (int64_t)tile * TILE_WORDS;
-                words[0] = e, words[1] = start + done, words[2] = min(p.tile_slots, counts[e] - done);
+                words[0] = e, words[1] = start + done, words[2] = min(TILE_SLOTS, count - done);
             }
-            start += counts[e];
+            totals[e] = start;
+            start += (count + 7) / 8 * 8;
         }
         for (; tile < p.max_tiles; tile++) p.tiles[(int64_t)tile * TILE_WORDS + 2] = 0;
     }
     __syncthreads();
-    for (int e = warp; e < p.n_experts; e += warps) {
-        int start = starts[e];
-        for_slots(e, [&](int slot, int rank) { p.order[start + rank] = slot; });
-    }
+    for (int i = threadIdx.x; i < warps * p.n_experts; i += blockDim.x) counts[i] += totals[i % p.n_experts];
+    __syncthreads();
+    for_slots([&](int slot, int place) { p.order[place] = slot; });
 }

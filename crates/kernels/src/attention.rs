@@ -51,12 +51,12 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    fn qkv_width(&self) -> usize {
+    pub(crate) fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
     /// The width of a head in memory.
-    fn padded_dim(&self) -> usize {
+    pub(crate) fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(8)
     }
 }
@@ -117,7 +117,16 @@ impl KvPool {
         self.blocks
     }
 
-    fn check(&self, shape: &AttentionShape) {
+    pub(crate) fn element(&self) -> KvElement {
+        self.element
+    }
+
+    /// Where keys and values start.
+    pub(crate) fn addresses(&self) -> (u64, u64) {
+        (self.keys.address(), self.values.address())
+    }
+
+    pub(crate) fn check(&self, shape: &AttentionShape) {
         assert_eq!(self.block, shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim());
         assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
     }

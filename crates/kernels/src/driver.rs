@@ -24,6 +24,8 @@ pub struct DeviceInfo {
     pub capability: (u32, u32),
     /// Its multiprocessors.
     pub multiprocessors: u32,
+    /// Bytes of shared memory that a block of threads can have.
+    pub shared_bytes: usize,
     /// Its memory in bytes.
     pub memory: u64,
     /// The version of CUDA that the driver supports.
@@ -139,6 +141,8 @@ fn device_info(
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+            as usize,
         memory: memory as u64,
         driver,
     })

@@ -6,6 +6,7 @@
 
 mod activate;
 mod attention;
+mod attention_prompt;
 mod bandwidth;
 mod driver;
 mod elementwise;
@@ -16,6 +17,7 @@ mod images;
 mod memory;
 mod moe;
 mod norm;
+mod pack;
 mod params;
 mod product;
 mod rope;
@@ -26,16 +28,18 @@ pub use attention::{
     AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, append, attend,
     partial_elements, parts,
 };
+pub use attention_prompt::attend_prompt;
 pub use bandwidth::read_bandwidth;
 pub use driver::{DeviceInfo, Gpu, Graph};
 pub use elementwise::{add, soft_cap};
 pub use embed::{add_rows, embed, gather};
 pub use error::CudaError;
-pub use gemm::{Sorted, gemm, gemm_sorted, sort_slots, sorted_words};
+pub use gemm::{Sorted, gemm, gemm_sorted, sort_slots, sorted_places, sorted_words};
 pub use images::{BUILT, Built};
 pub use memory::{Arena, Buf, Element};
 pub use moe::{Routing, combine, group_slots, group_words, route};
 pub use norm::{Norm, norm};
+pub use pack::{Packed, PackedRoom};
 pub use product::{Grouped, Place, product, product_grouped};
 pub use rope::{Rope, rotate, rotations};
 pub use weights::{Matrix, Uploader, WeightType};

@@ -85,6 +85,16 @@ impl Arena {
         Ok(Buf { block: self.block.clone(), address, len, element: PhantomData })
     }
 
+    /// Sets every byte, also of what was given out.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn fill_bytes(&mut self, byte: u8) -> Result<(), CudaError> {
+        let len = self.capacity as usize;
+        let (block, address) = (self.block.clone(), self.block.address);
+        Buf::<u8> { block, address, len, element: PhantomData }.fill_bytes(byte)
+    }
+
     /// Keeps the memory, also when the arena and its buffers are gone.
     pub(crate) fn keep(&self) -> Kept {
         Kept { _block: self.block.clone() }

@@ -87,9 +87,26 @@ params! {
         accumulate: i32,
         slots_per_row: i32,
     }
-    GemmParams, 104 {
-        weight: Planes,
+    PackParams, 48 {
         x: u64,
+        order: u64,
+        tokens16: u64,
+        scales: u64,
+        cols: i32,
+        places: i32,
+        slots_per_row: i32,
+        unused: i32,
+    }
+    LargestParams, 48 {
+        weight: Planes,
+        largest: u64,
+        pieces: i64,
+    }
+    GemmParams, 120 {
+        weight: Planes,
+        largest: u64,
+        tokens16: u64,
+        scales: u64,
         bias: u64,
         out: u64,
         tiles: u64,
@@ -98,10 +115,10 @@ params! {
         cols: i32,
         chunks: i32,
         tokens: i32,
-        x_stride: i32,
+        places: i32,
         out_stride: i32,
         accumulate: i32,
-        slots_per_row: i32,
+        stages: i32,
     }
     SortParams, 48 {
         experts: u64,
@@ -110,7 +127,7 @@ params! {
         first_slot: i32,
         slots: i32,
         n_experts: i32,
-        tile_slots: i32,
+        places: i32,
         max_tiles: i32,
         unused: i32,
     }
@@ -182,6 +199,29 @@ params! {
         soft_cap: f32,
         window: i32,
         splits: i32,
+    }
+    AttendPromptParams, 120 {
+        qkv: u64,
+        keys: u64,
+        values: u64,
+        positions: u64,
+        sequences: u64,
+        table_offsets: u64,
+        blocks: u64,
+        sinks: u64,
+        out: u64,
+        qkv_stride: i32,
+        out_stride: i32,
+        rows: i32,
+        tile_rows: i32,
+        heads: i32,
+        kv_heads: i32,
+        tile_heads: i32,
+        head_dim: i32,
+        padded_dim: i32,
+        scale: f32,
+        soft_cap: f32,
+        window: i32,
     }
     RouteParams, 48 {
         logits: u64,

@@ -23,7 +23,7 @@
 use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::memory::{Arena, Buf, Event, Pinned};
-use crate::params::{Planes, RepackParams};
+use crate::params::{LargestParams, Planes, RepackParams};
 
 /// Bytes that go to the device at once.
 const PIECE: usize = 16 << 20;
@@ -76,6 +76,7 @@ macro_rules! kernel_names {
 pub(crate) use kernel_names;
 
 const REPACK: [&str; 16] = kernel_names!("repack_", "");
+const LARGEST: [&str; 16] = kernel_names!("largest_", "");
 
 impl WeightType {
     /// All types.
@@ -152,7 +153,8 @@ impl WeightType {
 
     /// Bytes that a matrix takes up in an arena.
     pub fn matrix_bytes(self, rows: usize, cols: usize) -> u64 {
-        self.plane_bytes(rows, cols).map(|bytes| Arena::padded(bytes as u64)).iter().sum()
+        let planes = self.plane_bytes(rows, cols).map(|bytes| Arena::padded(bytes as u64));
+        planes.iter().sum::<u64>() + Arena::padded(4)
     }
 }
 
@@ -162,6 +164,8 @@ pub struct Matrix {
     rows: usize,
     cols: usize,
     planes: [Buf<u8>; 4],
+    /// Bits of the largest magnitude.
+    largest: Buf<u32>,
 }
 
 impl Matrix {
@@ -193,6 +197,11 @@ impl Matrix {
             scales: scales.address(),
             super_scales: super_scales.address(),
         }
+    }
+
+    /// Where the bits of the largest magnitude are.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest.address()
     }
 
     /// Where the planes go on from value `values`, which is a multiple of a block.
@@ -258,13 +267,23 @@ impl Uploader {
         let sizes = kind.plane_bytes(rows, cols);
         let mut plane = |index: usize| arena.buffer::<u8>(sizes[index]);
         let planes = [plane(0)?, plane(1)?, plane(2)?, plane(3)?];
-        let matrix = Matrix { kind, rows, cols, planes };
+        let mut largest = arena.buffer(1)?;
+        largest.fill_bytes(0)?;
+        let matrix = Matrix { kind, rows, cols, planes, largest };
         if kind.is_plain() {
             let padded = sizes[0] / rows.max(1);
             self.plain(&matrix, bytes, row_bytes, padded)?;
         } else {
             self.blocks(&matrix, bytes)?;
         }
+        let pieces = rows * matrix.chunks();
+        let params = LargestParams {
+            weight: matrix.planes(),
+            largest: matrix.largest(),
+            pieces: pieces as i64,
+        };
+        let blocks = pieces.div_ceil(256).min(8 * self.gpu.info().multiprocessors as usize);
+        self.gpu.launch(LARGEST[kind as usize], [blocks, 1, 1], 256, 0, &params)?;
         Ok(matrix)
     }
 

@@ -23,7 +23,8 @@ use crate::model::spec::{
 use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Matrix, Place, Routing, Uploader,
+    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Matrix, Packed, Place, Positions,
+    Routing, Uploader,
 };
 use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
 use routes::RoutesMemory;
@@ -45,6 +46,8 @@ pub struct Cuda {
     ropes: Vec<DeviceRope>,
     /// Of attention over contexts that are split.
     partials: Buf<f32>,
+    /// Rows of prompts on their way into a product.
+    packed: Packed,
     /// Of a routed model, and the width that its experts give back.
     routing: Option<(Routing, usize)>,
     /// See [`Batch::generated`].
@@ -73,6 +76,12 @@ fn present<T>(memory: &Option<T>) -> &T {
 
 fn present_mut<T>(memory: &mut Option<T>) -> &mut T {
     memory.as_mut().expect("nothing is launched after a failure")
+}
+
+fn weight_and_bias(
+    linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
+) -> (&Matrix, Option<&Buf<f32>>) {
+    (present(&linear.weight), linear.bias.as_ref().map(present))
 }
 
 impl Buffer {
@@ -123,6 +132,7 @@ impl Cuda {
         }
         let batch = DeviceBatch::new(&mut arena, &plan.batch)?;
         let partials = arena.buffer(plan.partials)?;
+        let packed = Packed::new(&mut arena, plan.packed)?;
         Ok(Cuda {
             gpu,
             arena,
@@ -131,6 +141,7 @@ impl Cuda {
             batch,
             ropes,
             partials,
+            packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
             generated: 0,
             passes: Passes::default(),
@@ -138,27 +149,35 @@ impl Cuda {
         })
     }
 
-    /// `out = x * weight.transposed() + bias` in the columns from `start` on of rows of `stride`, or added to them. The first
-    /// `exact` rows in f32, the others on the tensor cores.
-    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
-    fn product(
+    /// `out = x * weight.transposed() + bias` for each of `linears`, one beside another, or added to `out`. The first `exact` rows
+    /// in f32, the others on the tensor cores.
+    fn products(
         &mut self,
         out: &mut Buffer,
-        place: Place,
         x: &Buffer,
-        weight: &Option<Matrix>,
-        bias: Option<&Option<Buf<f32>>>,
+        linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
         accumulate: bool,
-        exact: usize,
     ) {
-        let gpu = &self.gpu;
-        attempt(&mut self.failure, || {
+        let Cuda { gpu, failure, packed, generated, .. } = self;
+        attempt(failure, || {
+            let (stride, exact) = (out.width, (*generated).min(x.rows));
             let (out, data) = (present_mut(&mut out.data), present(&x.data));
-            let (weight, bias) = (present(weight), bias.map(present));
-            let exact = exact.min(x.rows);
-            oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
-            let others = (exact, x.rows);
-            oxgpt_kernels::gemm(gpu, out, place, data, weight, bias, others, accumulate)
+            let mut start = 0;
+            for linear in linears {
+                let (weight, bias) = weight_and_bias(linear);
+                let place = Place { start, stride };
+                if exact > 0 {
+                    oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
+                }
+                if x.rows > exact {
+                    if start == 0 {
+                        packed.rows(gpu, data, weight.cols(), (exact, x.rows))?;
+                    }
+                    oxgpt_kernels::gemm(gpu, out, place, packed, weight, bias, accumulate)?;
+                }
+                start += weight.rows();
+            }
+            Ok(())
         });
     }
 }
@@ -316,13 +335,7 @@ impl Backend for Cuda {
             |linear: &Linear<Option<Matrix>, _>| linear.weight.as_ref().map_or(0, Matrix::rows);
         let stride = linears.iter().map(outputs).sum();
         out.set(x.rows, stride);
-        let mut start = 0;
-        for linear in linears {
-            let place = Place { start, stride };
-            let exact = self.generated;
-            self.product(out, place, x, &linear.weight, linear.bias.as_ref(), false, exact);
-            start += outputs(linear);
-        }
+        self.products(out, x, linears, false);
     }
 
     fn matmul_add(
@@ -331,17 +344,19 @@ impl Backend for Cuda {
         x: &Buffer,
         linear: &Linear<Option<Matrix>, Option<Buf<f32>>>,
     ) {
-        let place = Place { start: 0, stride: out.width };
-        let exact = self.generated;
-        self.product(out, place, x, &linear.weight, linear.bias.as_ref(), true, exact);
+        self.products(out, x, std::slice::from_ref(linear), true);
     }
 
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &Option<Matrix>) {
         let stride = weight.as_ref().map_or(0, Matrix::rows);
         out.set(x.rows, stride);
-        // Logits are what is compared, and their rows are few.
-        let exact = x.rows;
-        self.product(out, Place { start: 0, stride }, x, weight, None, false, exact);
+        let gpu = &self.gpu;
+        // Logits are what is compared, and their rows are few: all in f32.
+        attempt(&mut self.failure, || {
+            let (out, data) = (present_mut(&mut out.data), present(&x.data));
+            let place = Place { start: 0, stride };
+            oxgpt_kernels::product(gpu, out, place, data, present(weight), None, x.rows, false)
+        });
     }
 
     fn add(&mut self, out: &mut Buffer, x: &Buffer) {
@@ -432,16 +447,14 @@ impl Backend for Cuda {
         out.set(batch.rows(), shape.query_width());
         let Cuda { gpu, failure, batch: device_batch, partials, .. } = self;
         attempt(failure, || {
-            oxgpt_kernels::attend(
-                gpu,
-                present_mut(&mut out.data),
-                present(&qkv.data),
-                present(kv),
-                device_batch.place(batch, tables)?,
-                &kernel_shape(shape),
-                sinks.map(present),
-                partials,
-            )
+            let (out, qkv, kv) = (present_mut(&mut out.data), present(&qkv.data), present(kv));
+            let (all, shape) = (device_batch.place(batch, tables)?, kernel_shape(shape));
+            let (generated, sinks) = (batch.generated, sinks.map(present));
+            if generated > 0 {
+                let at = Positions { rows: generated, ..all };
+                oxgpt_kernels::attend(gpu, out, qkv, kv, at, &shape, sinks, partials)?;
+            }
+            oxgpt_kernels::attend_prompt(gpu, out, qkv, kv, all, generated, &shape, sinks)
         });
     }
 
@@ -503,17 +516,11 @@ impl Backend for Cuda {
         };
         let stride = linears.iter().map(outputs).sum();
         out.set(routes.rows * top_k, stride);
-        let gpu = &self.gpu;
-        attempt(&mut self.failure, || {
+        let Cuda { gpu, failure, packed, .. } = self;
+        attempt(failure, || {
             let (out, x) = (present_mut(&mut out.data), present(&x.data));
-            let mut start = 0;
-            for linear in linears {
-                let place = Place { start, stride };
-                let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
-                routes.product(gpu, out, place, x, weight, bias, false)?;
-                start += outputs(linear);
-            }
-            Ok(())
+            let weights = linears.iter().map(weight_and_bias);
+            routes.products(gpu, packed, out, stride, x, weights, false)
         });
     }
 
@@ -525,15 +532,14 @@ impl Backend for Cuda {
         routes: &Routes,
     ) {
         let top_k = routes.routing.top_k;
-        let gpu = &self.gpu;
-        attempt(&mut self.failure, || {
+        let Cuda { gpu, failure, packed, .. } = self;
+        attempt(failure, || {
             let RoutesMemory { weights, returned, .. } = present(&routes.memory);
-            let place = Place { start: 0, stride: out.width };
             // Scratch: what it holds is nobody's but this operation's.
             let mut returned = returned.share();
-            let (weight, bias) = (present(&linear.weight), linear.bias.as_ref().map(present));
+            let linear = std::iter::once(weight_and_bias(linear));
             let x = present(&x.data);
-            routes.product(gpu, &mut returned, place, x, weight, bias, true)?;
+            routes.products(gpu, packed, &mut returned, out.width, x, linear, true)?;
             let shape = (routes.rows, out.width);
             let out = present_mut(&mut out.data);
             oxgpt_kernels::combine(gpu, out, &returned, weights, shape, top_k)

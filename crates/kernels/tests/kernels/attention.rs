@@ -3,29 +3,34 @@
 use crate::common::{Random, assert_near, bits, distance, gpu, run};
 use oxgpt_kernels::{
     Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Positions, Rope, append,
-    attend, partial_elements, rotate, rotations,
+    attend, attend_prompt, partial_elements, rotate, rotations,
 };
 
 /// Rotary positions, as the tests have them.
 #[derive(Clone)]
-struct Rotation {
+pub struct Rotation {
     frequencies: Vec<f32>,
     magnitude: f32,
     interleaved: bool,
 }
 
 /// Sequences whose rows so far are all in `qkv`, one after another, and of which the last `new` are the batch.
-struct Case {
-    shape: AttentionShape,
-    contexts: Vec<usize>,
-    new: Vec<usize>,
-    qkv: Vec<Vec<f32>>,
-    sinks: Option<Vec<f32>>,
+pub struct Case {
+    pub shape: AttentionShape,
+    pub contexts: Vec<usize>,
+    pub new: Vec<usize>,
+    pub qkv: Vec<Vec<f32>>,
+    pub sinks: Option<Vec<f32>>,
     rotation: Option<Rotation>,
 }
 
 impl Case {
-    fn new(shape: AttentionShape, contexts: &[usize], new: &[usize], random: &mut Random) -> Self {
+    pub fn new(
+        shape: AttentionShape,
+        contexts: &[usize],
+        new: &[usize],
+        random: &mut Random,
+    ) -> Self {
         let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
         let qkv = contexts
             .iter()
@@ -38,7 +43,7 @@ impl Case {
         Case { shape, contexts: contexts.into(), new: new.into(), qkv, sinks: None, rotation: None }
     }
 
-    fn width(&self) -> usize {
+    pub fn width(&self) -> usize {
         (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
     }
 
@@ -71,7 +76,7 @@ impl Case {
     }
 
     /// Attention of the new rows.
-    fn expected(&self) -> Vec<f64> {
+    pub fn expected(&self) -> Vec<f64> {
         let AttentionShape { heads, kv_heads, head_dim: dim, scale, window, soft_cap } = self.shape;
         let mut out = Vec::new();
         for (s, (context, new)) in self.contexts.iter().zip(&self.new).enumerate() {
@@ -108,8 +113,19 @@ impl Case {
         out
     }
 
-    /// Appends all rows, and attends for the new ones in one batch.
+    /// Appends all rows, and attends for the new ones in one batch, as for generated rows.
     fn found(&self, gpu: &Gpu, element: KvElement, random: &mut Random) -> Vec<f32> {
+        self.found_as(gpu, element, false, random)
+    }
+
+    /// As [`Case::found`], for generated rows or for those of prompts.
+    pub fn found_as(
+        &self,
+        gpu: &Gpu,
+        element: KvElement,
+        prompt: bool,
+        random: &mut Random,
+    ) -> Vec<f32> {
         let (shape, width) = (&self.shape, self.width());
         let blocks: usize = self.contexts.iter().map(|c| c.div_ceil(BLOCK_POSITIONS)).sum();
         let pool_blocks = blocks + 3;
@@ -128,7 +144,14 @@ impl Case {
             table.extend(free.drain(..context.div_ceil(BLOCK_POSITIONS)));
             offsets.push(table.len() as u32);
         }
-        let (offsets, table) = (device_u32(&offsets), device_u32(&table));
+        // When the new rows come, a window has given back what it left behind.
+        let mut left = table.clone();
+        for (s, (context, count)) in self.contexts.iter().zip(&self.new).enumerate() {
+            let first =
+                shape.window.map_or(0, |window| (context - count + 1).saturating_sub(window));
+            left[offsets[s] as usize..][..first / BLOCK_POSITIONS].fill(u32::MAX);
+        }
+        let (offsets, table, left) = (device_u32(&offsets), device_u32(&table), device_u32(&left));
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for (s, (context, count)) in self.contexts.iter().zip(&self.new).enumerate() {
             old.extend((0..context - count).map(|p| (s, p)));
@@ -152,7 +175,7 @@ impl Case {
                 positions: &positions,
                 sequences: &sequences,
                 table_offsets: &offsets,
-                blocks: &table,
+                blocks: if wanted { &left } else { &table },
                 rows: rows.len(),
                 last,
             };
@@ -182,8 +205,11 @@ impl Case {
                 let mut partials = Buf::new(gpu, partials).unwrap();
                 partials.fill_bytes(0xFF).unwrap();
                 let len = rows.len() * shape.heads * shape.head_dim;
-                result = run(gpu, len, None, |out| {
-                    attend(gpu, out, &qkv, &pool, at, shape, sinks.as_ref(), &mut partials)
+                result = run(gpu, len, None, |out| match prompt {
+                    true => attend_prompt(gpu, out, &qkv, &pool, at, 0, shape, sinks.as_ref()),
+                    false => {
+                        attend(gpu, out, &qkv, &pool, at, shape, sinks.as_ref(), &mut partials)
+                    }
                 });
             }
         }
@@ -209,12 +235,12 @@ fn rows_of_long_sequences_turn_otherwise() {
     assert_near(&found, &exact, 1e-6, "rotations");
 }
 
-fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+pub fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
     let scale = 1.0 / (head_dim as f32).sqrt();
     AttentionShape { heads, kv_heads, head_dim, scale, window: None, soft_cap: None }
 }
 
-const SHAPES: [(usize, usize, usize); 9] = [
+pub const SHAPES: [(usize, usize, usize); 9] = [
     (3, 3, 5),
     (4, 2, 20),
     (12, 12, 64),

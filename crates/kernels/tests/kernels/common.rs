@@ -152,6 +152,11 @@ pub struct Stored {
 impl Stored {
     /// Random weights.
     pub fn random(kind: WeightType, shape: [usize; 2], random: &mut Random) -> Self {
+        Self::scaled(kind, shape, 1.0, random)
+    }
+
+    /// Random weights about as large as `scale`.
+    pub fn scaled(kind: WeightType, shape: [usize; 2], scale: f32, random: &mut Random) -> Self {
         let [rows, cols] = shape;
         let count = rows * cols;
         let mut bytes = vec![0; rows * kind.row_bytes(cols)];
@@ -163,7 +168,8 @@ impl Stored {
                 block[..2].copy_from_slice(&d.to_le_bytes());
             }
         } else {
-            quant::quantize(dtype(kind), &random.normals(count), &mut bytes).unwrap();
+            let normals: Vec<f32> = random.normals(count).iter().map(|x| x * scale).collect();
+            quant::quantize(dtype(kind), &normals, &mut bytes).unwrap();
         }
         let mut values = vec![0.0; count];
         quant::dequantize(dtype(kind), &bytes, &mut values).unwrap();

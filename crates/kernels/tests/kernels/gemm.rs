@@ -2,8 +2,8 @@
 
 use crate::common::{Random, Stored, assert_near, bits, cols, distance, gpu, run};
 use oxgpt_kernels::{
-    Buf, Gpu, Matrix, Place, Routing, Sorted, WeightType, gemm, gemm_sorted, sort_slots,
-    sorted_words,
+    Arena, Buf, Gpu, Matrix, Packed, PackedRoom, Place, Routing, Sorted, WeightType, gemm,
+    gemm_sorted, sort_slots, sorted_places, sorted_words,
 };
 
 /// Operands have 11 significant bits.
@@ -23,12 +23,22 @@ fn expected(
     range.map(row).collect()
 }
 
+/// Room for packed rows, full of NaN.
+fn room(gpu: &Gpu, rows: usize, cols: usize) -> Packed {
+    let room = PackedRoom::default().with(rows, cols);
+    let mut arena = Arena::new(gpu, room.bytes()).unwrap();
+    arena.fill_bytes(0xFF).unwrap();
+    Packed::new(&mut arena, room).unwrap()
+}
+
 fn multiply(gpu: &Gpu, matrix: &Matrix, x: &[f32], bias: Option<&Buf<f32>>) -> Vec<f32> {
     let tokens = x.len() / matrix.cols();
     let x = Buf::from_slice(gpu, x).unwrap();
+    let mut packed = room(gpu, tokens, matrix.cols());
+    packed.rows(gpu, &x, matrix.cols(), (0, tokens)).unwrap();
     let place = Place { start: 0, stride: matrix.rows() };
     run(gpu, tokens * matrix.rows(), None, |out| {
-        gemm(gpu, out, place, &x, matrix, bias, (0, tokens), false)
+        gemm(gpu, out, place, &packed, matrix, bias, false)
     })
 }
 
@@ -47,11 +57,11 @@ fn every_type_and_number_of_tokens() {
             let matrix = stored.upload(&gpu);
             let bias = random.normals(rows);
             let bias_on_device = Buf::from_slice(&gpu, &bias).unwrap();
-            let x = random.normals(200 * cols);
+            let x = random.normals(300 * cols);
             let all: Vec<f64> =
                 x.chunks(cols).flat_map(|x| expected(&stored, x, 0..rows, Some(&bias))).collect();
             let together = multiply(&gpu, &matrix, &x, Some(&bias_on_device));
-            for tokens in [1, 31, 33, 64, 65, 129, 200] {
+            for tokens in [1, 31, 33, 64, 65, 129, 256, 300] {
                 let what = format!("{kind:?} {rows} x {cols}, {tokens} tokens");
                 let found = multiply(&gpu, &matrix, &x[..tokens * cols], Some(&bias_on_device));
                 // The terms of a single output can cancel; its error is bounded by their lengths.
@@ -80,10 +90,12 @@ fn some_rows_beside_others_and_added() {
     for (first, end) in [(3, 8), (0, 70), (9, 109)] {
         let x = random.normals(end * 96);
         let on_device = Buf::from_slice(&gpu, &x).unwrap();
+        let mut packed = room(&gpu, end - first, 96);
+        packed.rows(&gpu, &on_device, 96, (first, end)).unwrap();
         let start = random.normals(end * 80);
         let found = run(&gpu, end * 80, Some(&start), |out| {
             let place = Place { start: 5, stride: 80 };
-            gemm(&gpu, out, place, &on_device, &matrix, None, (first, end), true)
+            gemm(&gpu, out, place, &packed, &matrix, None, true)
         });
         let mut all: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
         for (row, x) in x.chunks(96).enumerate().skip(first) {
@@ -106,6 +118,8 @@ fn experts_get_their_slots() {
         (WeightType::F16, 9, 2, 130, 300, 11),
         (WeightType::Q8_0, 4, 4, 33, 120, 1),
         (WeightType::Q4_K, 64, 1, 17, 40, 0),
+        (WeightType::MXFP4, 3, 2, 40, 600, 0),
+        (WeightType::F32, 700, 2, 3, 90, 5),
     ] {
         let what = format!("{kind:?}, {experts} experts, {top_k} chosen, {rows} rows");
         let mut random = Random(kind as u64 + 4000);
@@ -129,11 +143,13 @@ fn experts_get_their_slots() {
             let x_rows = if by_slot { rows * top_k } else { rows };
             let x = random.normals(x_rows * cols);
             let x_on_device = Buf::from_slice(&gpu, &x).unwrap();
+            let mut packed = room(&gpu, sorted_places(&routing, rows), cols);
+            packed.slots(&gpu, &x_on_device, cols, sorted, by_slot).unwrap();
             let slots = rows * top_k;
             let start = vec![0.0; slots * outputs];
             let found = run(&gpu, slots * outputs, Some(&start), |out| {
                 let (place, bias) = (Place { start: 0, stride: outputs }, Some(&bias_on_device));
-                gemm_sorted(&gpu, out, place, &x_on_device, &matrix, bias, sorted, by_slot)
+                gemm_sorted(&gpu, out, place, &packed, &matrix, bias, sorted)
             });
             let mut all = Vec::new();
             for (slot, expert) in chosen.iter().enumerate() {
@@ -146,6 +162,42 @@ fn experts_get_their_slots() {
                 }
             }
             assert_near(&found, &all, TOLERANCE, &format!("{what}, by slot: {by_slot}"));
+        }
+    }
+}
+
+/// What is near zero or near the largest f32 is as exact as anything else, each row by itself.
+#[test]
+fn any_range() {
+    let Some(gpu) = gpu() else { return };
+    for (kind, factor) in [
+        (WeightType::F32, 1e-20),
+        (WeightType::F32, 1e15),
+        (WeightType::BF16, 1e-20),
+        (WeightType::F16, 1e4),
+        (WeightType::Q8_0, 1e-3),
+        (WeightType::Q8_0, 1e5),
+        (WeightType::Q4_K, 1e4),
+        (WeightType::MXFP4, 1e-25),
+        (WeightType::MXFP4, 1e20),
+    ] {
+        let mut random = Random(kind as u64 + 5000);
+        let (rows, cols) = (64, 512);
+        let stored = Stored::scaled(kind, [rows, cols], factor, &mut random);
+        let matrix = stored.upload(&gpu);
+        let scales = [1.0, 1e-12, 1e12, 0.0, 1e-4, 3e4];
+        let mut x = random.normals(scales.len() * cols);
+        for (row, scale) in x.chunks_mut(cols).zip(scales) {
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+        let found = multiply(&gpu, &matrix, &x, None);
+        for ((found, x), scale) in found.chunks(rows).zip(x.chunks(cols)).zip(scales) {
+            let expected = expected(&stored, x, 0..rows, None);
+            if scale == 0.0 {
+                assert!(found.iter().all(|found| *found == 0.0));
+            } else {
+                assert_near(found, &expected, 1e-3, &format!("{kind:?} {factor:e}, x {scale:e}"));
+            }
         }
     }
 }

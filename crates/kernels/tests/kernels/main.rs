@@ -6,6 +6,7 @@
 
 mod activate;
 mod attention;
+mod attention_prompt;
 mod common;
 mod gemm;
 mod moe;

@@ -10,9 +10,9 @@ use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout};
 use crate::model::Model;
 use crate::model::executor::BatchLimits;
 use crate::model::forward::workspace;
-use crate::model::spec::{MapWeights, TensorSource};
+use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
-use oxgpt_kernels::{Arena, KvPool, MAX_HEAD_DIM, Routing, Uploader};
+use oxgpt_kernels::{Arena, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
 
 /// What a model takes on a GPU.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct CudaPlan {
     pub(super) batch: BatchRoom,
     /// Elements of partial sums of attention.
     pub(super) partials: usize,
+    /// Rows of prompts on their way into a product.
+    pub(super) packed: PackedRoom,
     /// The most experts, and the most chosen, of any layer.
     pub(super) routing: Option<Routing>,
 }
@@ -92,6 +94,7 @@ impl CudaPlan {
                 renormalize: false,
             })
         });
+        let packed = packed_room(decoder, &routing, limits.rows);
         let mut buffers: Vec<usize> = batch.buffers();
         buffers.push(partials);
         if let Some(routing) = &routing {
@@ -102,9 +105,26 @@ impl CudaPlan {
         }
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));
-        let workspace = buffers.into_iter().map(floats).fold(0, u64::saturating_add);
-        Ok(CudaPlan { weights: weights.bytes, kv, workspace, batch, partials, routing })
+        let workspace = buffers.into_iter().map(floats).fold(packed.bytes(), u64::saturating_add);
+        Ok(CudaPlan { weights: weights.bytes, kv, workspace, batch, partials, packed, routing })
     }
+}
+
+/// Room for what is packed for any product of `rows` rows.
+fn packed_room<M, V>(
+    decoder: &Decoder<M, V>,
+    routing: &Option<Routing>,
+    rows: usize,
+) -> PackedRoom {
+    let slots = routing.as_ref().map(|routing| oxgpt_kernels::sorted_places(routing, rows));
+    decoder.layers.iter().fold(PackedRoom::default(), |room, layer| {
+        let (attention, ffn) = (&layer.attention, &layer.feed_forward);
+        let room = room.with(rows, decoder.hidden).with(rows, attention.shape.query_width());
+        match slots.filter(|_| ffn.router.is_some()) {
+            Some(slots) => room.with(slots, decoder.hidden).with(slots, ffn.intermediate),
+            None => room.with(rows, ffn.intermediate),
+        }
+    })
 }
 
 /// Adds up what the weights take in an arena.

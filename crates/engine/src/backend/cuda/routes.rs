@@ -1,7 +1,7 @@
 //! The experts of each row, and the products with them.
 
 use super::present;
-use oxgpt_kernels::{Buf, CudaError, Gpu, Grouped, Matrix, Place, Routing, Sorted};
+use oxgpt_kernels::{Buf, CudaError, Gpu, Grouped, Matrix, Packed, Place, Routing, Sorted};
 
 /// The experts of each row, their weights, and what the products with them need.
 pub struct Routes {
@@ -24,27 +24,36 @@ pub(super) struct RoutesMemory {
 }
 
 impl Routes {
-    /// The product of each slot with its expert: of the rows that were generated in f32, of the others on the tensor cores.
-    #[expect(clippy::too_many_arguments, reason = "what a product depends on")]
-    pub(super) fn product(
+    /// The product of each slot with its expert for each of `weights`, one beside another in rows of `stride`: of the rows that
+    /// were generated in f32, of the others on the tensor cores. `x` has a row for each row, or for each slot with `by_slot`.
+    #[expect(clippy::too_many_arguments, reason = "what products depend on")]
+    pub(super) fn products<'a>(
         &self,
         gpu: &Gpu,
+        packed: &mut Packed,
         out: &mut Buf<f32>,
-        place: Place,
+        stride: usize,
         x: &Buf<f32>,
-        weight: &Matrix,
-        bias: Option<&Buf<f32>>,
+        weights: impl Iterator<Item = (&'a Matrix, Option<&'a Buf<f32>>)>,
         by_slot: bool,
     ) -> Result<(), CudaError> {
         let Routes { rows, generated, routing: Routing { experts, top_k, .. }, .. } = *self;
         let RoutesMemory { groups, sorted, .. } = present(&self.memory);
-        if generated > 0 {
-            let grouped = Grouped { groups, rows: generated, top_k, experts };
-            oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
-        }
-        if rows > generated {
-            let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
-            oxgpt_kernels::gemm_sorted(gpu, out, place, x, weight, bias, sorted, by_slot)?;
+        let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
+        let mut start = 0;
+        for (weight, bias) in weights {
+            let place = Place { start, stride };
+            if generated > 0 {
+                let grouped = Grouped { groups, rows: generated, top_k, experts };
+                oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
+            }
+            if rows > generated {
+                if start == 0 {
+                    packed.slots(gpu, x, weight.cols(), sorted, by_slot)?;
+                }
+                oxgpt_kernels::gemm_sorted(gpu, out, place, packed, weight, bias, sorted)?;
+            }
+            start += weight.rows() / experts;
         }
         Ok(())
     }

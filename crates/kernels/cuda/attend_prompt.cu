@@ -1,0 +1,293 @@
+// out = softmax(scale * q * keys) * values as in attend.cu, for the rows of prompts, on the tensor cores: queries, weights of values,
+// keys and values are halves, sums are f32.
+//
+// A block of four warps takes a tile of neighbouring rows and some of the query heads that share a KV head, together up to 16 TILES
+// queries for each warp, and walks once over the positions that they see, POSITIONS at a time from a multiple of POSITIONS on. Of
+// each query the largest score so far, the sum and the weighted sum of values are carried along. Positions that a query does not see
+// leave them as they are, bit for bit, so its result depends on nothing but its own context. Rows of several sequences are taken one
+// sequence after another.
+//
+// Keys lie in shared memory as in their blocks; rows of values are 16 bytes further apart than they are long, so that the eight rows
+// of a fragment are in different banks.
+//
+// Grid: (ceil(rows / tile_rows), KV heads * ceil(heads per KV head / tile_heads)), blocks of 128 threads.
+#include "kv.cuh"
+#include "mma.cuh"
+
+namespace oxgpt {
+namespace {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+__device__ __forceinline__ float exp2_fast(float v) {
+    float e;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(v));
+    return e;
+}
+__device__ __forceinline__ float quad_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
+    return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
+}
+__device__ __forceinline__ float quad_sum(float v) {
+    v += __shfl_xor_sync(ALL_LANES, v, 1);
+    return v + __shfl_xor_sync(ALL_LANES, v, 2);
+}
+
+// DIM: dimensions of a head, rounded up.
+template <int DIM, int TILES, int POSITIONS> struct AttendTile {
+    static constexpr int THREADS = 128;
+    static constexpr int STEPS = DIM / 16, PIECES = DIM / 8, COLUMNS = POSITIONS / 8;
+    static constexpr int KEY_BYTES = POSITIONS * DIM * 2, VALUE_PITCH = DIM * 2 + 16;
+    static constexpr int STAGE = KEY_BYTES + POSITIONS * VALUE_PITCH;
+    // The queries of the widest heads do not fit into registers beside the sums.
+    static constexpr bool QUERIES_SHARED = DIM > 128;
+
+    const AttendPromptParams& p;
+    uint8_t* shared;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int kv_head, first_head, heads;
+    // Of rows l / 4 and l / 4 + 8 of each tile: row of the batch and head, and the position, -1 where there is no query.
+    int row[TILES][2], head[TILES][2], position[TILES][2];
+    uint32_t q[QUERIES_SHARED ? 1 : TILES][QUERIES_SHARED ? 1 : STEPS][4];
+    // The largest score in units of ln 2, the sum of this lane's weights, and the weighted sum.
+    float most[TILES][2], sum[TILES][2], out[TILES][PIECES][4];
+
+    __device__ AttendTile(const AttendPromptParams& p, uint8_t* shared) : p(p), shared(shared) {
+        int group = p.heads / p.kv_heads, pieces = (group + p.tile_heads - 1) / p.tile_heads;
+        kv_head = blockIdx.y / pieces;
+        first_head = kv_head * group + blockIdx.y % pieces * p.tile_heads;
+        heads = min(p.tile_heads, (kv_head + 1) * group - first_head);
+    }
+
+    // Takes the rows from `begin` to before `end`, which are of one sequence.
+    __device__ void run(int begin, int end) {
+        int first_position = p.positions[begin], last_position = p.positions[end - 1];
+#pragma unroll
+        for (int m = 0; m < TILES; m++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int slot = (warp * TILES + m) * 16 + lane / 4 + 8 * i, r = begin + slot / p.tile_heads, h = slot % p.tile_heads;
+                bool there = r < end && h < heads;
+                row[m][i] = there ? r : begin, head[m][i] = first_head + (there ? h : 0);
+                position[m][i] = there ? (int)p.positions[r] : -1;
+                // A sink is a score without a value.
+                most[m][i] = p.sinks ? p.sinks[head[m][i]] * LOG2_E : -CUDART_INF_F;
+                sum[m][i] = p.sinks && lane % 4 == 0 ? 1.0f : 0.0f;
+            }
+#pragma unroll
+            for (int n = 0; n < PIECES; n++) out[m][n][0] = out[m][n][1] = out[m][n][2] = out[m][n][3] = 0.0f;
+        }
+        load_queries();
+        const uint32_t* table = p.blocks + p.table_offsets[p.sequences[begin]];
+        int first = p.window ? max(first_position + 1 - p.window, 0) : 0;
+        // From here on every row sees what is before it.
+        int seen_from = p.window ? max(last_position + 1 - p.window, 0) : 0;
+        int tile = first / POSITIONS, last = last_position / POSITIONS;
+        load(table, tile, first, last_position);
+        for (; tile <= last; tile++) {
+            if (tile < last) load(table, tile + 1, first, last_position);
+            else copy_commit();
+            copy_wait<1>();
+            __syncthreads();
+            bool whole = tile * POSITIONS >= seen_from && (tile + 1) * POSITIONS - 1 <= first_position;
+            step(shared_address(shared + (tile & 1) * STAGE), tile * POSITIONS, whole);
+            __syncthreads();
+        }
+        store();
+    }
+
+    __device__ uint4* shared_query(int m, int k) {
+        return (uint4*)(shared + 2 * STAGE) + ((warp * TILES + m) * STEPS + k) * WARP + lane;
+    }
+    __device__ float query(int m, int i, int d) const {
+        if (d >= p.head_dim) return 0.0f;
+        float v = p.qkv[(int64_t)row[m][i] * p.qkv_stride + head[m][i] * p.head_dim + d];
+        return fminf(fmaxf(v, -65504.0f), 65504.0f);
+    }
+    __device__ void load_queries() {
+#pragma unroll
+        for (int m = 0; m < TILES; m++) {
+#pragma unroll
+            for (int k = 0; k < STEPS; k++) {
+                uint32_t a[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int d = 16 * k + i / 2 * 8 + lane % 4 * 2;
+                    a[i] = pack_halves(query(m, i % 2, d), query(m, i % 2, d + 1));
+                }
+                // Each thread reads what it wrote itself.
+                if constexpr (QUERIES_SHARED) {
+                    *shared_query(m, k) = make_uint4(a[0], a[1], a[2], a[3]);
+                } else {
+                    q[m][k][0] = a[0], q[m][k][1] = a[1], q[m][k][2] = a[2], q[m][k][3] = a[3];
+                }
+            }
+        }
+    }
+
+    // Copies the keys and values of a tile of positions. What is not between `first` and `last` may be anything, or nowhere.
+    __device__ void load(const uint32_t* table, int tile, int first, int last) {
+        uint32_t keys = shared_address(shared + (tile & 1) * STAGE), values = keys + KEY_BYTES;
+#pragma unroll
+        for (int b = 0; b < POSITIONS / BLOCK_POSITIONS; b++) {
+            int start = tile * POSITIONS + b * BLOCK_POSITIONS, pieces = p.padded_dim / 8;
+            bool there = start + BLOCK_POSITIONS > first && start <= last;
+            int64_t from = there ? kv_block(table[start / BLOCK_POSITIONS], p.kv_heads, kv_head, p.padded_dim) : 0;
+            for (int i = threadIdx.x; i < BLOCK_POSITIONS * PIECES; i += THREADS) {
+                int at = i % BLOCK_POSITIONS, piece = i / BLOCK_POSITIONS;
+                bool real = there && piece < pieces;
+                uint32_t to = keys + (b * BLOCK_POSITIONS * PIECES + i) * 16;
+                copy_16(to, real ? p.keys + from + key_element(at, 8 * piece) : p.keys, real);
+            }
+            for (int i = threadIdx.x; i < BLOCK_POSITIONS * PIECES; i += THREADS) {
+                int at = i / PIECES, piece = i % PIECES;
+                bool real = there && piece < pieces && start + at >= first && start + at <= last;
+                uint32_t to = values + (b * BLOCK_POSITIONS + at) * VALUE_PITCH + piece * 16;
+                copy_16(to, real ? p.values + from + value_element(at, 8 * piece, p.padded_dim) : p.values, real);
+            }
+        }
+        copy_commit();
+    }
+
+    // Adds the positions of one tile, of which every query sees all if `whole`.
+    __device__ void step(uint32_t keys, int start, bool whole) {
+        uint32_t values = keys + KEY_BYTES;
+        float score[TILES][COLUMNS][4] = {};
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            uint32_t a[TILES][4];
+#pragma unroll
+            for (int m = 0; m < TILES; m++) {
+                if constexpr (QUERIES_SHARED) {
+                    uint4 v = *shared_query(m, k);
+                    a[m][0] = v.x, a[m][1] = v.y, a[m][2] = v.z, a[m][3] = v.w;
+                } else {
+                    a[m][0] = q[m][k][0], a[m][1] = q[m][k][1], a[m][2] = q[m][k][2], a[m][3] = q[m][k][3];
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n += 2) {
+                // Both halves of the step, for eight positions and the next eight.
+                int piece = 2 * k + lane / 8 % 2, at = 8 * n % BLOCK_POSITIONS + lane / 16 * 8 + lane % 8;
+                uint32_t b[4];
+                load_matrices(b, keys + ((8 * n / BLOCK_POSITIONS * PIECES + piece) * BLOCK_POSITIONS + at) * 16);
+#pragma unroll
+                for (int m = 0; m < TILES; m++) {
+                    mma_f16(score[m][n], a[m], b[0], b[1]);
+                    mma_f16(score[m][n + 1], a[m], b[2], b[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < TILES; m++) weigh(m, score[m], start, whole);
+#pragma unroll
+        for (int k = 0; k < POSITIONS / 16; k++) {
+            uint32_t a[TILES][4];
+#pragma unroll
+            for (int m = 0; m < TILES; m++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) a[m][i] = pack_halves(score[m][2 * k + i / 2][i % 2 * 2], score[m][2 * k + i / 2][i % 2 * 2 + 1]);
+            }
+#pragma unroll
+            for (int n = 0; n < PIECES; n += 2) {
+                uint32_t b[4];
+                load_matrices_turned(b, values + (16 * k + lane / 8 % 2 * 8 + lane % 8) * VALUE_PITCH + (n + lane / 16) * 16);
+#pragma unroll
+                for (int m = 0; m < TILES; m++) {
+                    mma_f16(out[m][n], a[m], b[0], b[1]);
+                    mma_f16(out[m][n + 1], a[m], b[2], b[3]);
+                }
+            }
+        }
+    }
+
+    // Turns scores into weights, and brings what was summed before to the same maximum.
+    __device__ void weigh(int m, float (&score)[COLUMNS][4], int start, bool whole) {
+        float scale = p.scale * LOG2_E;
+        if (p.soft_cap > 0.0f) {
+            scale = p.soft_cap * LOG2_E;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) score[n][i] = tanhf(score[n][i] * p.scale / p.soft_cap);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float best = -CUDART_INF_F;
+            int end = position[m][i], begin = p.window ? end + 1 - p.window : 0;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    float& s = score[n][2 * i + j];
+                    int at = start + 8 * n + lane % 4 * 2 + j;
+                    s = whole || (at <= end && at >= begin) ? s * scale : -CUDART_INF_F;
+                    best = fmaxf(best, s);
+                }
+            }
+            best = fmaxf(most[m][i], quad_max(best));
+            // Without anything seen so far, there is nothing to be weighed.
+            float zero = best == -CUDART_INF_F ? 0.0f : best;
+            float old = exp2_fast(most[m][i] - zero);
+            most[m][i] = best;
+            float all = 0.0f;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    float& s = score[n][2 * i + j];
+                    s = exp2_fast(s - zero);
+                    all += s;
+                }
+            }
+            sum[m][i] = __fmaf_rn(sum[m][i], old, all);
+#pragma unroll
+            for (int n = 0; n < PIECES; n++) out[m][n][2 * i] *= old, out[m][n][2 * i + 1] *= old;
+        }
+    }
+
+    __device__ void store() {
+#pragma unroll
+        for (int m = 0; m < TILES; m++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float all = quad_sum(sum[m][i]);
+                if (position[m][i] < 0) continue;
+                float* to = p.out + (int64_t)row[m][i] * p.out_stride + head[m][i] * p.head_dim;
+#pragma unroll
+                for (int n = 0; n < PIECES; n++) {
+                    int d = 8 * n + lane % 4 * 2;
+                    if (d < p.head_dim) to[d] = out[m][n][2 * i] / all;
+                    if (d + 1 < p.head_dim) to[d + 1] = out[m][n][2 * i + 1] / all;
+                }
+            }
+        }
+    }
+};
+
+template <int DIM, int TILES, int POSITIONS> __device__ void attend_prompt(const AttendPromptParams& p) {
+    extern __shared__ uint4 shared[];
+    AttendTile<DIM, TILES, POSITIONS> tile(p, (uint8_t*)shared);
+    // The longest contexts first.
+    int begin = (int)(gridDim.x - 1 - blockIdx.x) * p.tile_rows, end = min(begin + p.tile_rows, p.rows);
+    while (begin < end) {
+        int next = begin + 1;
+        while (next < end && p.sequences[next] == p.sequences[begin]) next++;
+        tile.run(begin, next);
+        begin = next;
+    }
+}
+
+}  // namespace
+}  // namespace oxgpt
+
+#define ATTEND_PROMPT(DIM, TILES, POSITIONS)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(128) attend_prompt_##DIM(const __grid_constant__ oxgpt::AttendPromptParams p) {   \
+        oxgpt::attend_prompt<DIM, TILES, POSITIONS>(p);                                                                            \
+    }
+ATTEND_PROMPT(64, 2, 64)
+ATTEND_PROMPT(80, 1, 64)
+ATTEND_PROMPT(96, 1, 64)
+ATTEND_PROMPT(128, 1, 64)
+ATTEND_PROMPT(256, 1, 32)
