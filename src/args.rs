@@ -5,11 +5,13 @@
 mod files;
 mod generation;
 mod measuring;
+mod serving;
 mod values;
 
 pub use files::{ConvertArgs, PullArgs, QuantizeArgs, SynthArgs};
 pub use generation::{ChatArgs, ChatOptions, EngineArgs, MAX_SEED, RunArgs, SamplingArgs};
 pub use measuring::{BenchArgs, InspectArgs, LogitsArgs, PerplexityArgs, PlanArgs, TokenizeArgs};
+pub use serving::ServeArgs;
 pub use values::DeviceArg;
 
 use clap::error::ErrorKind;
@@ -68,6 +70,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Talk with a model
     Chat(Box<ChatArgs>),
+    /// Answer requests over HTTP, with OpenAI's API
+    Serve(Box<ServeArgs>),
     /// Compute the logits of every token and write them to a file
     Logits(LogitsArgs),
     /// Turn text into token ids, or back

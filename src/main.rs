@@ -18,6 +18,8 @@ mod plan;
 mod pull;
 mod quantize;
 mod run;
+mod serve;
+mod server;
 mod synth;
 mod tokenize;
 
@@ -26,16 +28,18 @@ use std::io;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let Args { model, command } = Args::read();
-    let result = match &command {
-        Command::Run(args) => run::run(&model, args),
-        Command::Chat(args) => chat::chat(&model, args),
-        Command::Logits(args) => logits::logits(&model, args),
-        Command::Tokenize(args) => tokenize::tokenize(&model, args),
-        Command::Perplexity(args) => perplexity::perplexity(&model, args),
-        Command::Bench(args) => bench::bench(&model, args),
-        Command::Inspect(args) => inspect::inspect(&model, args),
-        Command::Plan(args) => plan::plan(&model, args),
+    // What was typed holds until the end of the program, and `serve` has threads that read it.
+    let Args { model, command } = Box::leak(Box::new(Args::read()));
+    let result = match command {
+        Command::Run(args) => run::run(model, args),
+        Command::Chat(args) => chat::chat(model, args),
+        Command::Serve(args) => serve::serve(model, args),
+        Command::Logits(args) => logits::logits(model, args),
+        Command::Tokenize(args) => tokenize::tokenize(model, args),
+        Command::Perplexity(args) => perplexity::perplexity(model, args),
+        Command::Bench(args) => bench::bench(model, args),
+        Command::Inspect(args) => inspect::inspect(model, args),
+        Command::Plan(args) => plan::plan(model, args),
         Command::Convert(args) => convert::convert(args),
         Command::Quantize(args) => quantize::quantize(args),
         Command::Synth(args) => synth::synth(args),

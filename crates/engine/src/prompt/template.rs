@@ -197,8 +197,13 @@ impl ChatTemplate {
 
     /// The template of a tokenizer's files, if they have one.
     pub fn from_tokenizer(tokenizer: &Tokenizer) -> Result<Option<Self>, TemplateError> {
+        let source = &tokenizer.metadata().chat_template;
+        source.as_deref().map(|source| Self::for_tokenizer(source, tokenizer)).transpose()
+    }
+
+    /// A template that writes the tokens of a tokenizer.
+    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let metadata = tokenizer.metadata();
-        let Some(source) = &metadata.chat_template else { return Ok(None) };
         let text = |id: Option<u32>| {
             let (_, text) =
                 metadata.special_tokens.iter().find(|(special, _)| Some(*special) == id)?;
@@ -211,7 +216,12 @@ impl ChatTemplate {
             unknown: text(metadata.unknown),
             special: metadata.special_tokens.iter().map(|(_, text)| text.clone()).collect(),
         };
-        Self::new(source, tokens).map(Some)
+        Self::new(source, tokens)
+    }
+
+    /// The template as it was read.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Renders a conversation.

@@ -134,6 +134,11 @@ impl<'a> HarmonyParser<'a> {
         &self.parts
     }
 
+    /// Whether a token that was just taken is part of the text of a message.
+    pub fn in_text(&self, token: u32) -> bool {
+        matches!(self.state, State::Text) && !self.tokenizer.is_special(token)
+    }
+
     fn text(&mut self, text: &str) {
         if text.is_empty() {
             return;

@@ -1,0 +1,92 @@
+//! gpt-oss's format: reasoning, answers and calls, and what is none of these.
+
+use crate::chat::{ask, assert_same, joined};
+use crate::scripted::HARMONY;
+use serde_json::{Value, json};
+
+/// What tells the tokenizer's files that this is the format; the template itself is not used.
+const TEMPLATE: Option<&str> = Some("<|channel|>");
+
+fn request(more: Value) -> Value {
+    let mut request = json!({
+        "model": "m", "temperature": 0, "messages": [{"role": "user", "content": "Weather?"}]
+    });
+    for (name, value) in more.as_object().unwrap() {
+        request[name] = value.clone();
+    }
+    request
+}
+
+fn tools() -> Value {
+    json!([{"type": "function", "function": {"name": "weather", "description": "Of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}])
+}
+
+/// A message of the answer, whole and streamed alike, and why it ended.
+fn message(request: &Value, answer: &str) -> (Value, Value) {
+    let (whole, streamed) = ask(&HARMONY, TEMPLATE, request, answer);
+    let choice = &whole["choices"][0];
+    let (said, finish) = joined(&streamed);
+    assert_same(&choice["message"], &said);
+    assert_eq!(finish, choice["finish_reason"]);
+    (choice["message"].clone(), finish)
+}
+
+#[test]
+fn channels_become_reasoning_and_content() {
+    let (message, finish) = message(
+        &request(json!({"reasoning_effort": "low"})),
+        "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Rain.<|return|>",
+    );
+    assert_eq!(message["reasoning"], "So.");
+    assert_eq!(message["reasoning_content"], "So.");
+    assert_eq!(message["content"], "Rain.");
+    assert_eq!(finish, "stop");
+}
+
+#[test]
+fn calls_are_calls_where_tools_were_offered() {
+    let answer = "<|channel|>analysis<|message|>Ask.<|end|><|start|>assistant<|channel|>commentary to=functions.weather \
+                  <|constrain|>json<|message|>{\"city\": \"Oslo\"}<|call|>";
+    let (said, finish) = message(&request(json!({"tools": tools()})), answer);
+    assert_eq!(said["content"], Value::Null);
+    assert_eq!(said["reasoning"], "Ask.");
+    let function = &said["tool_calls"][0]["function"];
+    assert_eq!(*function, json!({"name": "weather", "arguments": "{\"city\": \"Oslo\"}"}));
+    assert_eq!(finish, "tool_calls");
+    // Nobody offered a tool: these are words.
+    let (said, finish) = message(&request(json!({})), answer);
+    assert_eq!(said["content"], "{\"city\": \"Oslo\"}");
+    assert!(said.get("tool_calls").is_none());
+    assert_eq!(finish, "stop");
+}
+
+#[test]
+fn what_is_not_in_the_format_is_text_and_no_error() {
+    for (answer, content) in [
+        ("No header at all.<|return|>", "No header at all."),
+        ("<|message|>Bare.<|return|>", "Bare."),
+        ("<|channel|>unheard<|message|>Odd.<|return|>", "Odd."),
+        ("<|channel|>final<|message|>{\"broken\": <|call|>", "{\"broken\": "),
+        ("<|call|>", ""),
+    ] {
+        let (said, _) = message(&request(json!({"tools": tools()})), answer);
+        assert_eq!(said["content"], content, "{answer}");
+    }
+}
+
+#[test]
+fn log_probabilities_are_of_the_content_alone() {
+    let (whole, _) = ask(
+        &HARMONY,
+        TEMPLATE,
+        &request(json!({"logprobs": true})),
+        "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Rain.<|return|>",
+    );
+    let tokens = whole["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let text: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!(text, "Rain.");
+    let usage = &whole["usage"];
+    let reasoned = usage["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap();
+    assert!(reasoned > 0 && reasoned < usage["completion_tokens"].as_u64().unwrap());
+}
