@@ -83,15 +83,16 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
         // From here on every row sees what is before it.
         int seen_from = p.window ? max(last_position + 1 - p.window, 0) : 0;
         int tile = first / POSITIONS, last = last_position / POSITIONS;
+        // The sequence before may still be read.
+        __syncthreads();
         load(table, tile, first, last_position);
         for (; tile <= last; tile++) {
-            if (tile < last) load(table, tile + 1, first, last_position);
-            else copy_commit();
-            copy_wait<1>();
+            copy_wait<0>();
+            // This tile is there, and nobody reads the one before any more.
             __syncthreads();
+            if (tile < last) load(table, tile + 1, first, last_position);
             bool whole = tile * POSITIONS >= seen_from && (tile + 1) * POSITIONS - 1 <= first_position;
             step(shared_address(shared + (tile & 1) * STAGE), tile * POSITIONS, whole);
-            __syncthreads();
         }
         store();
     }
@@ -102,7 +103,7 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
     __device__ float query(int m, int i, int d) const {
         if (d >= p.head_dim) return 0.0f;
         float v = p.qkv[(int64_t)row[m][i] * p.qkv_stride + head[m][i] * p.head_dim + d];
-        return fminf(fmaxf(v, -65504.0f), 65504.0f);
+        return copysignf(1.0f, p.scale) * fminf(fmaxf(v, -65504.0f), 65504.0f);
     }
     __device__ void load_queries() {
 #pragma unroll
@@ -203,33 +204,37 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
 
     // Turns scores into weights, and brings what was summed before to the same maximum.
     __device__ void weigh(int m, float (&score)[COLUMNS][4], int start, bool whole) {
-        float scale = p.scale * LOG2_E;
+        // Queries have the sign of the scale.
+        float scale = fmaxf(fabsf(p.scale), 1e-30f) * LOG2_E;
         if (p.soft_cap > 0.0f) {
             scale = p.soft_cap * LOG2_E;
 #pragma unroll
             for (int n = 0; n < COLUMNS; n++) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) score[n][i] = tanhf(score[n][i] * p.scale / p.soft_cap);
+                for (int i = 0; i < 4; i++) score[n][i] = tanhf(score[n][i] * fabsf(p.scale) / p.soft_cap);
             }
         }
+        float old[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float best = -CUDART_INF_F;
-            int end = position[m][i], begin = p.window ? end + 1 - p.window : 0;
+            if (!whole) {
+                int end = position[m][i], begin = p.window ? end + 1 - p.window : 0;
 #pragma unroll
-            for (int n = 0; n < COLUMNS; n++) {
+                for (int n = 0; n < COLUMNS; n++) {
 #pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    float& s = score[n][2 * i + j];
-                    int at = start + 8 * n + lane % 4 * 2 + j;
-                    s = whole || (at <= end && at >= begin) ? s * scale : -CUDART_INF_F;
-                    best = fmaxf(best, s);
+                    for (int j = 0; j < 2; j++) {
+                        int at = start + 8 * n + lane % 4 * 2 + j;
+                        if (at > end || at < begin) score[n][2 * i + j] = -CUDART_INF_F;
+                    }
                 }
             }
-            best = fmaxf(most[m][i], quad_max(best));
+            float best = -CUDART_INF_F;
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) best = fmaxf(best, fmaxf(score[n][2 * i], score[n][2 * i + 1]));
+            best = fmaxf(most[m][i], quad_max(best) * scale);
             // Without anything seen so far, there is nothing to be weighed.
             float zero = best == -CUDART_INF_F ? 0.0f : best;
-            float old = exp2_fast(most[m][i] - zero);
+            old[i] = exp2_fast(most[m][i] - zero);
             most[m][i] = best;
             float all = 0.0f;
 #pragma unroll
@@ -237,13 +242,19 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
                     float& s = score[n][2 * i + j];
-                    s = exp2_fast(s - zero);
+                    s = exp2_fast(__fmaf_rn(s, scale, -zero));
                     all += s;
                 }
             }
-            sum[m][i] = __fmaf_rn(sum[m][i], old, all);
+            sum[m][i] = __fmaf_rn(sum[m][i], old[i], all);
+        }
+        // Most often no maximum changes; then there is nothing to multiply.
+        if (__any_sync(ALL_LANES, old[0] != 1.0f || old[1] != 1.0f)) {
 #pragma unroll
-            for (int n = 0; n < PIECES; n++) out[m][n][2 * i] *= old, out[m][n][2 * i + 1] *= old;
+            for (int n = 0; n < PIECES; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) out[m][n][i] *= old[i / 2];
+            }
         }
     }
 

@@ -1,8 +1,9 @@
 // Weights as pairs of halves, the way tensor cores take them.
 //
-// Thirty-two neighbouring weights of a row are a chunk; `load` fetches it. `step<S>` gives its numbers 4 S to 4 S + 3: the first and
-// the third in `even`, the second and the fourth in `odd`. They are rounded to 11 significant bits, after they were multiplied with
-// a power of two that brings the largest weight of the matrix to the top of what a half can be, so that the small ones keep theirs.
+// Four neighbouring lanes share 128 weights of a row, a group, in pieces of V = 8 to 32 that are loaded at once: of four pieces that
+// follow each other, lane c takes the one with number c. `step<S>` gives its numbers 4 S to 4 S + 3: the first and the third in
+// `even`, the second and the fourth in `odd`. They are rounded to 11 significant bits, after they were multiplied with a power of two
+// that brings the largest weight of the matrix to the top of what a half can be, so that the small ones keep theirs.
 #pragma once
 #include "mma.cuh"
 #include "weights.cuh"
@@ -22,21 +23,26 @@ template <int TYPE> struct Halves {
     // Weights are multiplied so that they are less than 2^TOP; not at all with `KEPT`.
     static constexpr int TOP = 15;
     static constexpr bool KEPT = false;
-    // Whether a chunk is loaded long before it is used: not what takes as many registers as F32.
-    static constexpr bool AHEAD = W::VALUES > 4;
+    // Whether two chunks take few registers.
+    static constexpr bool SMALL = false;
     struct Raw { typename W::Raw r[RAWS]; };
 
-    // Of the row whose first piece is `base` in the whole matrix, where each row has `pieces`.
-    __device__ static void load(Raw& raw, const Planes& planes, int64_t base, int chunk, int pieces) {
+    // Fetches what steps 4 HALF to 4 HALF + 3 of a group need beside the other half, for lane c, of the row whose first piece is
+    // `base` in the whole matrix, where each row has `pieces`. A piece that has both halves comes with the second.
+    template <int HALF> __device__ static void load(Raw& raw, const Planes& planes, int64_t base, int group, int c, int pieces) {
 #pragma unroll
-        for (int i = 0; i < RAWS; i++) {
-            if (chunk * RAWS + i < pieces) raw.r[i] = W::load(planes, base + chunk * RAWS + i);
+        for (int i = HALF * RAWS / 2; i < (HALF + 1) * RAWS / 2; i++) {
+            int piece = 4 * (group * RAWS + i) + c;
+            if (piece < pieces) raw.r[i] = W::load(planes, base + piece);
         }
     }
+    // Whether step s of a group is within the row.
+    __device__ static bool there(int group, int s, int c, int pieces) { return 4 * (group * RAWS + s * RAWS / 8) + c < pieces; }
 
+    // For the steps of one half.
     const Raw& raw;
     float factor;
-    __device__ Halves(const Raw& raw, float factor) : raw(raw), factor(factor) {}
+    __device__ Halves(const Raw& raw, int, float factor) : raw(raw), factor(factor) {}
     template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
         constexpr int PARTS = W::VALUES / 4;
         float w[4];
@@ -57,10 +63,11 @@ template <> struct HalvesOf<F16> : Halves<F16> {
     }
 };
 template <> struct HalvesOf<Q8_0> : Halves<Q8_0> {
+    static constexpr bool SMALL = true;
     __half2 scale;
-    __device__ HalvesOf(const Raw& raw, float factor) : Halves(raw, factor) {
+    __device__ HalvesOf(const Raw& raw, int half, float factor) : Halves(raw, half, factor) {
         // A scale beyond all halves belongs to zeros.
-        scale = __float2half2_rn(fminf(fmaxf(half_bits(raw.r[0].d) * factor, -65504.0f), 65504.0f));
+        scale = __float2half2_rn(fminf(fmaxf(half_bits(raw.r[half].d) * factor, -65504.0f), 65504.0f));
     }
     template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
         // 1024 + n has n in its last bits; with its sign bit turned over, a signed byte is its value plus 128.
@@ -75,8 +82,9 @@ template <> struct HalvesOf<MXFP4> : Halves<MXFP4> {
     // A code is a sign, two bits of exponent and one of mantissa. Put where a half has them, it is 2^-14 of its value; what makes up
     // for that must be a half itself, up to 2^15.
     static constexpr int TOP = 0;
+    static constexpr bool SMALL = true;
     __half2 scale;
-    __device__ HalvesOf(const Raw& raw, float factor) : Halves(raw, factor) {
+    __device__ HalvesOf(const Raw& raw, int half, float factor) : Halves(raw, half, factor) {
         uint32_t e = raw.r[0].e;
         float of_block = e == 0 ? __uint_as_float(0x00400000u) : __uint_as_float(e << 23);
         // A scale beyond that belongs to zeros.

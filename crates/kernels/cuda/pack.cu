@@ -2,8 +2,8 @@
 //
 // A row is multiplied with a power of two that brings its largest element to between 2^14 and 2^15, so that nothing becomes infinite
 // and small rows keep their 11 bits; scales has what undoes it. Steps of 64 along K lie one after another, in each all places, 128
-// bytes each. Threads 4 g + c of gemm.cuh take numbers 32 c + 4 s to 32 c + 4 s + 3 of 128 in step s, the first and the third as
-// elements 2 c and 2 c + 1 of the step, the others as elements 2 c + 8 and 2 c + 9. Pieces of 16 bytes are placed as wgmma.cuh says.
+// bytes each. In step s of 128, lane c of gemm.cuh has four weights of a piece of V (halves.cuh): the first and the third meet elements 2 c
+// and 2 c + 1 of the step, the others elements 2 c + 8 and 2 c + 9. Pieces of 16 bytes are placed as wgmma.cuh says.
 // Beyond cols there are zeros up to a multiple of 128.
 //
 // Grid: (places), blocks of 256 threads.
@@ -42,11 +42,11 @@ extern "C" __global__ void __launch_bounds__(256) pack(const __grid_constant__ P
 
     int steps = (p.cols + 127) / 128 * 8;
     for (int step = threadIdx.x; step < steps; step += 256) {
-        int k = step / 8 * 128 + step % 8 * 4;
+        int of_piece = p.piece / 4, k = step / 8 * 128 + step % 8 / of_piece * 4 * p.piece + step % of_piece * 4;
         float v[4][4];
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            int at = k + 32 * c;
+            int at = k + p.piece * c;
             if (aligned) {
                 float4 four = at < p.cols ? *(const float4*)(x + at) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 v[c][0] = four.x, v[c][1] = four.y, v[c][2] = four.z, v[c][3] = four.w;

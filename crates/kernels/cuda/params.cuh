@@ -84,7 +84,7 @@ struct PackParams {
     int32_t cols;
     int32_t places;
     int32_t slots_per_row;  // with an order: slots that share a row of x
-    int32_t unused;
+    int32_t piece;          // weights that a thread reads at once, see halves.cuh
 };
 static_assert(sizeof(PackParams) == 48, "shared with src/params.rs");
 
@@ -112,8 +112,10 @@ struct GemmParams {
     int32_t out_stride;
     int32_t accumulate;       // add to what out has
     int32_t stages;           // of the ring in shared memory
+    int32_t tile_tokens;      // without tiles
+    int32_t unused;
 };
-static_assert(sizeof(GemmParams) == 120, "shared with src/params.rs");
+static_assert(sizeof(GemmParams) == 128, "shared with src/params.rs");
 
 struct SortParams {
     const int32_t* experts;  // of each slot

@@ -23,7 +23,7 @@ const STAGE_BYTES: usize = TOKENS * 128;
 const RING_ALIGNMENT: usize = 1024;
 const MOST_STAGES: usize = 6;
 /// Shared memory that a block has beside the ring.
-const BARRIER_BYTES: usize = 128;
+const OWN_BYTES: usize = 4 << 10;
 
 /// Words of shared memory that sorting may take for its counts.
 const SORT_WORDS: usize = (48 << 10) / 4;
@@ -41,9 +41,9 @@ fn params(
     bias: Option<&Buf<f32>>,
 ) -> GemmParams {
     assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
-    assert_eq!(x.cols, weight.cols(), "columns of x and of the weights");
+    assert!(x.suits(weight), "x was packed for other weights");
     let (tokens16, scales) = x.addresses();
-    let ring = gpu.info().shared_bytes - RING_ALIGNMENT - BARRIER_BYTES;
+    let ring = gpu.info().shared_bytes - RING_ALIGNMENT - OWN_BYTES;
     GemmParams {
         weight: weight.planes(),
         largest: weight.largest(),
@@ -61,6 +61,8 @@ fn params(
         out_stride: place.stride as i32,
         accumulate: 0,
         stages: (ring / STAGE_BYTES).min(MOST_STAGES) as i32,
+        tile_tokens: TOKENS as i32,
+        unused: 0,
     }
 }
 
@@ -68,6 +70,17 @@ fn launch(gpu: &Gpu, weight: &Matrix, tiles: usize, params: &GemmParams) -> Resu
     let shared = params.stages as usize * STAGE_BYTES + RING_ALIGNMENT;
     let grid = [(params.rows as usize).div_ceil(OUTPUTS), tiles, 1];
     gpu.launch(KERNELS[weight.kind() as usize], grid, 256, shared, params)
+}
+
+/// How many tokens a block should take of `tokens` that meet the same weights.
+fn tile_tokens(gpu: &Gpu, outputs: usize, tokens: usize) -> usize {
+    // What a block takes for so many tokens, measured: with few, it waits for weights.
+    const COSTS: [(usize, usize); 2] = [(TOKENS, 4), (TOKENS / 2, 3)];
+    let at_once = gpu.info().multiprocessors as usize;
+    let cost = |(tile, cost): &(usize, usize)| {
+        (outputs.div_ceil(OUTPUTS) * tokens.div_ceil(*tile)).div_ceil(at_once) * cost
+    };
+    COSTS.iter().min_by_key(|entry| cost(entry)).map_or(TOKENS, |(tile, _)| *tile)
 }
 
 /// `out = x * weight.transposed() + bias` for the rows that [`Packed::rows`] packed, or added to `out`.
@@ -90,7 +103,9 @@ pub fn gemm(
     params.out += (4 * first * place.stride) as u64;
     params.tokens = tokens as i32;
     params.accumulate = accumulate.into();
-    launch(gpu, weight, tokens.div_ceil(TOKENS), &params)
+    let tile = tile_tokens(gpu, weight.rows(), tokens);
+    params.tile_tokens = tile as i32;
+    launch(gpu, weight, tokens.div_ceil(tile), &params)
 }
 
 /// Slots by expert, as [`sort_slots`] wrote them.

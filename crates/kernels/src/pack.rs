@@ -5,6 +5,7 @@ use crate::error::CudaError;
 use crate::gemm::Sorted;
 use crate::memory::{Arena, Buf};
 use crate::params::PackParams;
+use crate::weights::Matrix;
 
 /// Columns that rows are padded to.
 const COLS: usize = 128;
@@ -16,6 +17,8 @@ pub struct Packed {
     halves: Buf<u16>,
     scales: Buf<f32>,
     pub(crate) cols: usize,
+    /// Weights that lie together in the planes of the weights that it is for.
+    piece: usize,
     /// Rows with those that pad them.
     pub(crate) places: usize,
     /// The first row that was packed, and the one after the last.
@@ -52,7 +55,12 @@ impl Packed {
     /// When the arena is full.
     pub fn new(arena: &mut Arena, room: PackedRoom) -> Result<Self, CudaError> {
         let (halves, scales) = (arena.buffer(room.halves)?, arena.buffer(room.places)?);
-        Ok(Packed { halves, scales, cols: 0, places: 0, rows: (0, 0) })
+        Ok(Packed { halves, scales, cols: 0, piece: 0, places: 0, rows: (0, 0) })
+    }
+
+    /// Whether what was packed can be multiplied with `weight`: the order of columns depends on its type.
+    pub fn suits(&self, weight: &Matrix) -> bool {
+        (self.cols, self.piece) == (weight.cols(), weight.piece())
     }
 
     pub(crate) fn addresses(&self) -> (u64, u64) {
@@ -78,12 +86,13 @@ impl Packed {
             cols: self.cols as i32,
             places: self.places as i32,
             slots_per_row: slots_per_row as i32,
-            unused: 0,
+            piece: self.piece as i32,
         };
         gpu.launch("pack", [count, 1, 1], 256, 0, &params)
     }
 
-    /// Packs the rows of `x`, which is (rows, `cols`), from `first` to before `end`, for [`crate::gemm()`].
+    /// Packs the rows of `x`, which is (rows, weight columns), from `first` to before `end`, for products with `weight` and with
+    /// what [`Packed::suits`].
     ///
     /// # Errors
     /// When the driver fails.
@@ -91,18 +100,19 @@ impl Packed {
         &mut self,
         gpu: &Gpu,
         x: &Buf<f32>,
-        cols: usize,
+        weight: &Matrix,
         (first, end): (usize, usize),
     ) -> Result<(), CudaError> {
+        let cols = weight.cols();
         assert!(end * cols <= x.len(), "x is too short");
-        (self.cols, self.rows) = (cols, (first, end));
+        (self.cols, self.piece, self.rows) = (cols, weight.piece(), (first, end));
         let count = end.saturating_sub(first);
         self.places = count.next_multiple_of(PLACES);
         self.launch(gpu, x.address() + (4 * first * cols) as u64, None, 1, count)
     }
 
-    /// Packs what the sorted slots take of `x`, for [`crate::gemm_sorted`]: `x` is (rows, `cols`), or (slots, `cols`) with
-    /// `by_slot`.
+    /// Packs what the sorted slots take of `x`, for products with `weight` and with what [`Packed::suits`]: `x` is (rows, weight
+    /// columns), or (slots, weight columns) with `by_slot`.
     ///
     /// # Errors
     /// When the driver fails.
@@ -110,14 +120,15 @@ impl Packed {
         &mut self,
         gpu: &Gpu,
         x: &Buf<f32>,
-        cols: usize,
+        weight: &Matrix,
         sorted: Sorted<'_>,
         by_slot: bool,
     ) -> Result<(), CudaError> {
-        let end = sorted.rows.1;
+        let (end, cols) = (sorted.rows.1, weight.cols());
         let x_rows = if by_slot { end * sorted.top_k } else { end };
         assert!(x_rows * cols <= x.len(), "x is too short");
-        (self.cols, self.rows, self.places) = (cols, sorted.rows, sorted.places());
+        (self.cols, self.piece) = (cols, weight.piece());
+        (self.rows, self.places) = (sorted.rows, sorted.places());
         let slots_per_row = if by_slot { 1 } else { sorted.top_k };
         let order = Some(sorted.words.address());
         self.launch(gpu, x.address(), order, slots_per_row, self.places)

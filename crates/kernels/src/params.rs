@@ -95,14 +95,14 @@ params! {
         cols: i32,
         places: i32,
         slots_per_row: i32,
-        unused: i32,
+        piece: i32,
     }
     LargestParams, 48 {
         weight: Planes,
         largest: u64,
         pieces: i64,
     }
-    GemmParams, 120 {
+    GemmParams, 128 {
         weight: Planes,
         largest: u64,
         tokens16: u64,
@@ -119,6 +119,8 @@ params! {
         out_stride: i32,
         accumulate: i32,
         stages: i32,
+        tile_tokens: i32,
+        unused: i32,
     }
     SortParams, 48 {
         experts: u64,

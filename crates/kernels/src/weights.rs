@@ -184,6 +184,11 @@ impl Matrix {
         self.cols
     }
 
+    /// Values that a kernel reads at once.
+    pub(crate) fn piece(&self) -> usize {
+        self.kind.chunk_values()
+    }
+
     /// Chunks of a row.
     pub(crate) fn chunks(&self) -> usize {
         self.cols.div_ceil(self.kind.chunk_values())

@@ -170,8 +170,8 @@ impl Cuda {
                     oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
                 }
                 if x.rows > exact {
-                    if start == 0 {
-                        packed.rows(gpu, data, weight.cols(), (exact, x.rows))?;
+                    if start == 0 || !packed.suits(weight) {
+                        packed.rows(gpu, data, weight, (exact, x.rows))?;
                     }
                     oxgpt_kernels::gemm(gpu, out, place, packed, weight, bias, accumulate)?;
                 }

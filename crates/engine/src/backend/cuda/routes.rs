@@ -48,8 +48,8 @@ impl Routes {
                 oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
             }
             if rows > generated {
-                if start == 0 {
-                    packed.slots(gpu, x, weight.cols(), sorted, by_slot)?;
+                if start == 0 || !packed.suits(weight) {
+                    packed.slots(gpu, x, weight, sorted, by_slot)?;
                 }
                 oxgpt_kernels::gemm_sorted(gpu, out, place, packed, weight, bias, sorted)?;
             }
