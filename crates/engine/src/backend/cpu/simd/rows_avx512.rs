@@ -150,6 +150,6 @@ unsafe impl RowLanes for Avx512Rows {
 }
 
 tile_functions!(
-    Avx512, Avx512Rows, widest 8, tiles 1 x 4, 2 x 4, 4 x 2, 8 x 2,
+    Avx512, Avx512Rows, widest 8, tiles 1 x 1, 2 x 4, 4 x 2, 8 x 2,
     features "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"
 );
