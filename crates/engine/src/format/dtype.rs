@@ -98,9 +98,6 @@ dtypes! {
 }
 
 impl DType {
-    /// The ids in use, for messages; the gaps are types that ggml has withdrawn.
-    pub(super) const GGML_IDS: &str = "0 to 3, 6 to 30, 34, 35 and 39 to 42";
-
     /// The type that a GGUF file writes as `id`.
     pub fn from_ggml_id(id: u32) -> Option<Self> {
         Self::ALL.iter().copied().find(|dtype| dtype.ggml_id() == Some(id))
@@ -154,6 +151,7 @@ mod tests {
         for id in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
             assert_eq!(DType::from_ggml_id(id), None, "{id}");
         }
+        // The gaps are types that ggml has withdrawn.
         let listed = (0..=3).chain(6..=30).chain(34..=35).chain(39..=42);
         assert!(listed.clone().all(|id| DType::from_ggml_id(id).is_some()));
         assert_eq!(listed.count(), DType::ALL.iter().filter(|d| d.ggml_id().is_some()).count());

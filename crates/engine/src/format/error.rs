@@ -5,6 +5,7 @@ use std::path::Path;
 use thiserror::Error;
 
 use super::dtype::DType;
+use crate::quant;
 
 /// Why a checkpoint cannot be opened, or a metadata value cannot be used. Each message is one
 /// sentence that names the file, the thing in it, what was expected and what was found.
@@ -80,14 +81,18 @@ pub enum FormatError {
         quote(tensor)
     )]
     ZeroDimension { file: String, tensor: String, shape: Vec<usize> },
-    #[error("{file}: tensor {} has ggml type {id}, expected {}", quote(tensor), DType::GGML_IDS)]
+    #[error(
+        "{file}: tensor {} has the unknown ggml type {id}, expected one of {}",
+        quote(tensor),
+        supported_types()
+    )]
     UnknownGgmlType { file: String, tensor: String, id: u32 },
     #[error("{file}: tensor {} has the unknown type {}", quote(tensor), quote(dtype))]
     UnknownSafetensorsType { file: String, tensor: String, dtype: String },
     #[error(
-        "{file}: tensor {} of type {dtype} has rows of {found} elements, expected a multiple of {}",
+        "{file}: tensor {} of type {dtype} has rows of {found} elements, expected {}",
         quote(tensor),
-        dtype.block_size()
+        whole_blocks(*dtype)
     )]
     PartialBlock { file: String, tensor: String, dtype: DType, found: usize },
     #[error(
@@ -182,6 +187,20 @@ pub(super) fn quote(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => format!("{text:?}"),
         Some((end, _)) => format!("{:?}... ({} bytes)", &text[..end], text.len()),
+    }
+}
+
+/// The types that weights may have.
+fn supported_types() -> String {
+    quant::names(quant::SUPPORTED)
+}
+
+/// What the rows of a type should have. Where the type itself cannot be run, that is what the user wants to know.
+fn whole_blocks(dtype: DType) -> String {
+    if quant::is_supported(dtype) {
+        format!("a multiple of {}", dtype.block_size())
+    } else {
+        format!("a multiple of {}, and one of the types {}", dtype.block_size(), supported_types())
     }
 }
 

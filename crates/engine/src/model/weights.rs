@@ -41,10 +41,7 @@ impl Check<'_> {
                 let supported = match (source.layout, first) {
                     (Layout::Mxfp4Pair { .. }, _) => DType::U8.name().to_string(),
                     (_, Some(first)) if runnable => first.name().to_string(),
-                    _ => {
-                        let names: Vec<_> = quant::SUPPORTED.iter().map(|d| d.name()).collect();
-                        names.join(", ")
-                    }
+                    _ => quant::names(quant::SUPPORTED),
                 };
                 return Err(ModelError::TensorType {
                     file: file_name(self.checkpoint),

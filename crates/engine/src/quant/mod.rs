@@ -185,7 +185,8 @@ fn largest(dtype: DType) -> f32 {
     }
 }
 
-fn names(dtypes: &[DType]) -> String {
+/// The names of types, for messages.
+pub(crate) fn names(dtypes: &[DType]) -> String {
     dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ")
 }
 

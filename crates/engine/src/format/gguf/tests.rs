@@ -353,7 +353,8 @@ fn unknown_tensor_type() {
     let writer = Hostile::new().description("blk.0.w", &[32], 43, 0).data(64);
     assert_eq!(
         assert_refused!(writer, FormatError::UnknownGgmlType { id: 43, .. }),
-        "m.gguf: tensor \"blk.0.w\" has ggml type 43, expected 0 to 3, 6 to 30, 34, 35 and 39 to 42"
+        "m.gguf: tensor \"blk.0.w\" has the unknown ggml type 43, expected one of F32, F16, BF16, Q8_0, Q4_0, Q4_1, \
+         Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4"
     );
 }
 
@@ -364,6 +365,13 @@ fn rows_of_partial_blocks() {
     assert_refused!(writer, FormatError::PartialBlock { found: 16, .. });
     let writer = Hostile::new().description("t", &[], 8, 0).data(68);
     assert_refused!(writer, FormatError::PartialBlock { found: 1, .. });
+    // Of a type that we do not have, in any row length.
+    let writer = Hostile::new().description("t", &[64], 16, 0).data(68);
+    assert_eq!(
+        assert_refused!(writer, FormatError::PartialBlock { found: 64, .. }),
+        "m.gguf: tensor \"t\" of type IQ2_XXS has rows of 64 elements, expected a multiple of 256, and one of the \
+         types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4"
+    );
 }
 
 #[test]
