@@ -238,8 +238,9 @@ fn header(
     quantized: &mut Quantized,
 ) -> TensorHeader {
     let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-    // gpt-oss was trained with its experts in MXFP4; what others publish of it has them so, whatever the type of the rest.
-    let was_trained_so = tensor.dtype == DType::MXFP4 && is_of_experts(&shape);
+    // gpt-oss was trained with its experts in MXFP4; what others publish of it has them so, whatever block type the rest has.
+    let is_plain = matches!(target, Target::Type(dtype) if dtype.block_size() == 1);
+    let was_trained_so = tensor.dtype == DType::MXFP4 && is_of_experts(&shape) && !is_plain;
     if keeps_f32(&name, &shape) || was_trained_so {
         return TensorHeader { name, dtype: tensor.dtype, shape };
     }

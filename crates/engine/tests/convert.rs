@@ -6,8 +6,9 @@ use common::{Case, Golden, cases, engine, relative_l2, testdata};
 use oxgpt_engine::convert::convert;
 use oxgpt_engine::engine::Device;
 use oxgpt_engine::format::gguf::Existing;
-use oxgpt_engine::format::{Checkpoint, Source};
+use oxgpt_engine::format::{Checkpoint, DType, Source};
 use oxgpt_engine::model::Model;
+use oxgpt_engine::quantize::{Target, quantize};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::fs;
@@ -235,4 +236,29 @@ fn progress_ends_at_the_total() {
     };
     convert(&source, &folder.path().join("m.gguf"), Existing::Refuse, &mut progress).unwrap();
     assert!(last.0 == last.1 && last.1 > 0);
+}
+
+#[test]
+fn experts_keep_mxfp4_beside_blocks_and_become_numbers_beside_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = testdata().join("golden/gpt-oss-mxfp4-MXFP4.gguf");
+    let before = Model::open(&source).unwrap();
+    let quantized = |name: &str| {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let target = Target::from_name(name).unwrap();
+        quantize(&source, &path, target, Existing::Refuse, &mut |_, _| {}).unwrap();
+        path
+    };
+    let types = |path: &Path| {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let experts = checkpoint.tensors().iter().filter(|t| t.name.contains("_exps.weight"));
+        let types: Vec<_> = experts.map(|tensor| tensor.dtype).collect();
+        assert_eq!(types.len(), 3 * 3, "three matrices in three layers");
+        types
+    };
+    assert!(types(&quantized("Q8_0")).iter().all(|&dtype| dtype == DType::MXFP4));
+    let plain = quantized("F32");
+    assert!(types(&plain).iter().all(|&dtype| dtype == DType::F32));
+    let tokens: Vec<u32> = (3..23).collect();
+    assert_eq!(score(&Model::open(&plain).unwrap(), &tokens), score(&before, &tokens));
 }
