@@ -167,3 +167,27 @@ fn gpt_oss_without_rope_settings_has_those_of_the_published_models() {
     let expected = 150_000f64.powf(-(last as f64) / (last as f64 + 1.0)) / 32.0;
     assert!((f64::from(rope.inverse_frequencies[last]) / expected - 1.0).abs() < 1e-6);
 }
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_embedding_has_rows() {
+    let folder = changed("gpt2-base", |_| {});
+    let tokenizer = testdata().join("tokenizer/bpe/tokenizer.json");
+    let destination = folder.path().join("tokenizer.json");
+    fs::copy(&tokenizer, &destination).unwrap();
+    let Err(error) = Model::open(folder.path()) else { panic!("the tokenizer must be refused") };
+    let error = error.to_string();
+    assert!(error.contains("the tokenizer has token 257 (and ids up to"), "{error}");
+    assert!(error.ends_with("expected all below the 257 rows of the embedding"), "{error}");
+
+    // Special tokens without a row are common: they are refused where they are used.
+    let text = fs::read_to_string(&tokenizer).unwrap();
+    let mut small: Value = serde_json::from_str(&text).unwrap();
+    small["model"]["merges"] = json!([]);
+    small["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64() < Some(257));
+    let special = json!({"id": 257, "content": "<|image|>", "special": true, "lstrip": false,
+        "rstrip": false, "normalized": false, "single_word": false});
+    small["added_tokens"] = json!([special]);
+    fs::write(&destination, small.to_string()).unwrap();
+    let tokenizer = Model::open(folder.path()).map(|model| model.tokenizer.unwrap()).unwrap();
+    assert_eq!(tokenizer.token_id("<|image|>"), Some(257));
+}

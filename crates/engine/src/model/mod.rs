@@ -72,6 +72,21 @@ pub enum ModelError {
     /// The tokenizer is wrong.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// The tokenizer is that of another model.
+    #[error(
+        "{file}: the tokenizer has token {id} (and ids up to {max_id}), expected all below the {rows} rows of the \
+         embedding"
+    )]
+    Vocabulary {
+        /// The checkpoint.
+        file: String,
+        /// The first ordinary token without a row.
+        id: u32,
+        /// The largest id of the tokenizer.
+        max_id: u32,
+        /// The rows of the embedding.
+        rows: usize,
+    },
     /// A family that we do not have.
     #[error("{file}: unknown architecture `{found}` (supported: {})", families::names().join(", "))]
     UnknownArchitecture {

@@ -2,7 +2,7 @@
 
 use super::spec::{MapWeights, TensorSource};
 use super::weights::{stored_bytes, stored_type};
-use super::{ModelDescription, ModelError, describe};
+use super::{ModelDescription, ModelError, describe, file_name};
 use crate::format::{Checkpoint, DType, Source, gguf};
 use crate::tokenizer::{GgufTokenizer, Tokenizer};
 use std::path::Path;
@@ -37,6 +37,9 @@ impl Model {
     fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, ModelError> {
         let description = describe(&checkpoint)?;
         let tokenizer = open_tokenizer(&checkpoint)?;
+        if let Some(tokenizer) = &tokenizer {
+            check_vocabulary(&checkpoint, tokenizer, description.decoder.embedding.vocab_size)?;
+        }
         Ok(Model { checkpoint, description, tokenizer })
     }
 
@@ -108,6 +111,23 @@ impl MapWeights<TensorSource, TensorSource> for Sums<'_> {
     fn vector(&mut self, source: &TensorSource) -> Result<(), Self::Error> {
         self.matrix(source)
     }
+}
+
+/// Whether each token that a text can be cut into has a row of the embedding. Special tokens are refused where they are
+/// used: published models have some without a row, such as the image token of text-only Gemma 3 or a pad token.
+fn check_vocabulary(
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    rows: usize,
+) -> Result<(), ModelError> {
+    let without_row = u32::try_from(rows).unwrap_or(u32::MAX)..=tokenizer.max_id();
+    for id in without_row {
+        if tokenizer.token_bytes(id).is_some() && !tokenizer.is_special(id) {
+            let (file, max_id) = (file_name(checkpoint), tokenizer.max_id());
+            return Err(ModelError::Vocabulary { file, id, max_id, rows });
+        }
+    }
+    Ok(())
 }
 
 /// The tokenizer that comes with a checkpoint, if there is one.
