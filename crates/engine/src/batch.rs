@@ -21,6 +21,8 @@ pub struct Batch {
     pub block_tables: Vec<BlockTables>,
     /// The rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Whether of those rows the final hidden states are wanted, as they are before the head, in place of the logits.
+    pub wants_hidden: bool,
 }
 
 /// The block tables of all sequences of a batch for one KV group.

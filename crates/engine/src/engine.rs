@@ -1,262 +1,34 @@
 //! The engine: submit requests, step, read events.
 
+mod embedding;
+mod error;
+mod memory;
+mod options;
+
+pub use self::embedding::{Embedding, Pooling};
+pub use self::error::EngineError;
+pub use self::memory::{KvPerToken, MemoryPlan};
+pub use self::options::{Device, EngineOptions};
+pub use crate::scheduler::PrefixSharing;
+
+use self::memory::{Planned, plan};
 use crate::backend::DeviceError;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::cores::physical_cores;
 use crate::backend::cuda::{self, Cuda, CudaPlan};
 use crate::backend::reference::Reference;
 use crate::batch::{Batch, Logits, Origin};
-use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvPools, KvSequence};
-use crate::model::executor::{BatchLimits, Executor, load};
-use crate::model::forward::workspace_elements;
-use crate::model::spec::AttentionShape;
-use crate::model::{DecoderSource, Model, ModelError};
-use crate::sampler::{Allowed, Sampler, SamplingError, TokenLogprobs, log_probabilities};
-pub use crate::scheduler::PrefixSharing;
+use crate::kv::{KvPools, KvSequence};
+use crate::model::Model;
+use crate::model::executor::{Executor, load};
+use crate::sampler::{Allowed, Sampler, TokenLogprobs, log_probabilities};
 use crate::scheduler::{Plan, Scheduler};
 use crate::sequence::{Event, FinishReason, GenerationError, Request, Sequence, SequenceId};
-use std::{fmt, thread};
+use std::thread;
 
 /// The most rows that get logits at once when a text is scored: enough to keep a product busy, few enough that the
 /// logits of a large vocabulary stay small.
 const SCORE_ROWS: usize = 64;
-
-/// Where a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The slow definition, in f64.
-    Reference,
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU, by its number.
-    Cuda(usize),
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Device::Reference => f.write_str("reference"),
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-        }
-    }
-}
-
-impl Device {
-    /// Rows of a step that keep the device busy; see [`EngineOptions::chunk`].
-    pub fn chunk(self) -> usize {
-        match self {
-            Device::Reference | Device::Cpu => 256,
-            // Each expert gets some hundred of them. Twice as many would be 6 % faster, in twice the workspace.
-            Device::Cuda(_) => 4096,
-        }
-    }
-
-    /// What later requests can take over without a change of a bit; see [`EngineOptions::sharing`].
-    pub fn sharing(self) -> PrefixSharing {
-        match self {
-            Device::Reference | Device::Cpu => PrefixSharing::All,
-            // Generated tokens are multiplied in another way than those of prompts.
-            Device::Cuda(_) => PrefixSharing::Prompts,
-        }
-    }
-
-    /// Bytes of one key or value.
-    pub fn kv_bytes(self) -> usize {
-        match self {
-            Device::Reference => size_of::<f64>(),
-            Device::Cpu => size_of::<f32>(),
-            Device::Cuda(_) => size_of::<half::f16>(),
-        }
-    }
-
-    /// Bytes of one activation.
-    fn activation_bytes(self) -> usize {
-        match self {
-            Device::Reference => size_of::<f64>(),
-            Device::Cpu | Device::Cuda(_) => size_of::<f32>(),
-        }
-    }
-}
-
-/// How to run a model.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Where.
-    pub device: Device,
-    /// Positions of each sequence; the model's own limit if `None`.
-    pub context: Option<usize>,
-    /// Sequences that can run at once.
-    pub sequences: usize,
-    /// Rows of one step: longer prompts are computed in chunks. Changes no result.
-    pub chunk: usize,
-    /// CPU threads; the physical cores if `None`. Changes no result.
-    pub threads: Option<usize>,
-    /// The most bytes that weights, keys and values, and workspace may take.
-    pub memory_limit: Option<u64>,
-    /// Which keys and values later requests may take over.
-    pub sharing: PrefixSharing,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            device: Device::Cpu,
-            context: None,
-            sequences: 1,
-            chunk: Device::Cpu.chunk(),
-            threads: None,
-            memory_limit: None,
-            sharing: PrefixSharing::All,
-        }
-    }
-}
-
-/// Bytes that a model takes, by part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryPlan {
-    /// The weights, in the types of the file.
-    pub weights: u64,
-    /// The blocks of keys and values.
-    pub kv: u64,
-    /// Activations of the largest batch.
-    pub workspace: u64,
-}
-
-/// Bytes that the keys and values of one position take, over all layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvPerToken {
-    /// With as many heads of keys and values as of queries: multi-head attention.
-    pub multi_head: u64,
-    /// With those that the model has: grouped-query attention where they are fewer.
-    pub actual: u64,
-}
-
-impl KvPerToken {
-    /// Those of a model on a device.
-    pub fn new(model: &Model, device: Device) -> Self {
-        let element = device.kv_bytes() as u64;
-        let sum = |width: fn(&AttentionShape) -> usize| {
-            let layers = model.description.decoder.layers.iter();
-            layers.map(|layer| 2 * width(&layer.attention.shape) as u64 * element).sum()
-        };
-        KvPerToken {
-            multi_head: sum(AttentionShape::query_width),
-            actual: sum(AttentionShape::kv_width),
-        }
-    }
-}
-
-impl MemoryPlan {
-    /// What a model would take with these options, whatever their limit. Loads nothing; [`Engine::new`] goes by the
-    /// same figures.
-    ///
-    /// # Errors
-    /// When the context is not one that the model has.
-    pub fn new(model: &Model, options: &EngineOptions) -> Result<Self, EngineError> {
-        Ok(plan(model, options)?.plan)
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.kv).saturating_add(self.workspace)
-    }
-}
-
-/// Why the engine refuses a model or a request.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// The model is wrong.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The sampling options are wrong.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-    /// More positions than the model knows.
-    #[error("the context of {asked} positions is not between 1 and the model's {limit}")]
-    Context {
-        /// Asked for.
-        asked: usize,
-        /// The model's own limit.
-        limit: usize,
-    },
-    /// The device cannot be used, or failed.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// Less memory on the device than the plan needs.
-    #[error(
-        "{device} has {free} bytes free, but {} are needed: {} for weights, {} for keys and values of {sequences} \
-         sequences of {context} positions, {} for workspace, {loading} while it loads; a smaller context or fewer \
-         sequences take less",
-        plan.total() + loading, plan.weights, plan.kv, plan.workspace
-    )]
-    DeviceMemory {
-        /// Where.
-        device: Device,
-        /// What is free there.
-        free: u64,
-        /// What is needed.
-        plan: MemoryPlan,
-        /// Needed beside it, to load.
-        loading: u64,
-        /// Sequences planned for.
-        sequences: usize,
-        /// Positions of each.
-        context: usize,
-    },
-    /// Less memory than the plan needs.
-    #[error(
-        "the memory limit is {limit} bytes, but {} are needed: {} for weights, {} for keys and values of {sequences} \
-         sequences of {context} positions, {} for workspace",
-        plan.total(), plan.weights, plan.kv, plan.workspace
-    )]
-    MemoryLimit {
-        /// What may be used.
-        limit: u64,
-        /// What is needed.
-        plan: MemoryPlan,
-        /// Sequences planned for.
-        sequences: usize,
-        /// Positions of each.
-        context: usize,
-    },
-    /// The threads could not be started.
-    #[error("cannot start {threads} threads: {source}")]
-    Threads {
-        /// How many.
-        threads: usize,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Nothing to continue.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// A prompt that does not fit.
-    #[error("the prompt has {tokens} tokens, but the context holds {context}")]
-    PromptTooLong {
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// Positions of the context.
-        context: usize,
-    },
-    /// Other sequences hold the blocks.
-    #[error("there is no room for {sequences} more sequences of {positions} positions")]
-    NoRoom {
-        /// Sequences asked for.
-        sequences: usize,
-        /// Positions of each.
-        positions: usize,
-    },
-    /// A token that the model does not have.
-    #[error("token {token} is not below the model's vocabulary size of {vocab_size}")]
-    UnknownToken {
-        /// The token.
-        token: u32,
-        /// Rows of the embedding.
-        vocab_size: usize,
-    },
-}
 
 /// A sequence that is fed from outside instead of sampled, for scoring and measuring.
 #[derive(Debug)]
@@ -277,6 +49,7 @@ pub struct Engine {
     chunk: usize,
     vocab_size: usize,
     logit_width: usize,
+    hidden_width: usize,
     /// See [`crate::model::spec::Longer`].
     short_context: Option<usize>,
     logits: Vec<f32>,
@@ -345,6 +118,7 @@ impl Engine {
             chunk,
             vocab_size: decoder.embedding.vocab_size,
             logit_width: decoder.head.rows,
+            hidden_width: decoder.hidden,
             short_context: decoder.short_context(),
             logits: Vec::new(),
             next_id: 0,
@@ -628,52 +402,4 @@ fn choose(
         constraint.accept(token).map_err(|message| GenerationError::Constraint { message })?;
     }
     Ok((token, logprobs))
-}
-
-/// What is decided before anything is loaded.
-struct Planned {
-    context: usize,
-    sequences: usize,
-    chunk: usize,
-    layout: KvLayout,
-    groups: Vec<KvGroup>,
-    limits: BatchLimits,
-    plan: MemoryPlan,
-    /// The same in detail, where it is for a GPU.
-    cuda: Option<CudaPlan>,
-}
-
-fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, EngineError> {
-    let decoder: &DecoderSource = &model.description.decoder;
-    let limit = decoder.context_length;
-    let context = options.context.unwrap_or(limit);
-    if context == 0 || context > limit {
-        return Err(EngineError::Context { asked: context, limit });
-    }
-    let sequences = options.sequences.max(1);
-    // No step has more rows than all sequences have positions.
-    let chunk = options.chunk.clamp(1, context.saturating_mul(sequences));
-    let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
-    let groups = layout.groups(sequences, context, chunk);
-    let limits = BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
-
-    if let Device::Cuda(ordinal) = options.device {
-        let cuda = CudaPlan::new(ordinal, model, &layout, &groups, limits, (sequences, context))?;
-        let CudaPlan { weights, kv, workspace, .. } = cuda;
-        let plan = MemoryPlan { weights, kv, workspace };
-        let cuda = Some(cuda);
-        return Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda });
-    }
-    let kv_elements = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
-        let positions = groups[*group].blocks.saturating_mul(BLOCK_SIZE) as u64;
-        positions.saturating_mul(2 * layer.attention.shape.kv_width() as u64)
-    });
-    let kv_elements = kv_elements.fold(0, u64::saturating_add);
-    let workspace = workspace_elements(decoder, limits.rows, limits.logit_rows) as u64;
-    let plan = MemoryPlan {
-        weights: model.weight_bytes(),
-        kv: kv_elements.saturating_mul(options.device.kv_bytes() as u64),
-        workspace: workspace.saturating_mul(options.device.activation_bytes() as u64),
-    };
-    Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda: None })
 }

@@ -13,7 +13,7 @@ pub struct SequenceId(pub u64);
 ///
 /// The engine calls [`compute`](Constraint::compute) on a thread of its own while it computes the logits, then
 /// [`allowed`](Constraint::allowed), then [`accept`](Constraint::accept) with the token that was chosen.
-pub trait Constraint: Send + Sync + fmt::Debug {
+pub trait Constraint: Send + fmt::Debug {
     /// Works out which tokens may come next.
     ///
     /// # Errors

@@ -109,7 +109,7 @@ pub fn workspace_elements<M, V>(decoder: &Decoder<M, V>, rows: usize, logit_rows
 }
 
 /// Computes `batch`, appends its keys and values to `kv` (one per layer), and leaves in the returned buffer the logits
-/// of the wanted rows, in their order: (logit_rows, head rows).
+/// of the wanted rows, in their order: (logit_rows, head rows), or their hidden states: (logit_rows, hidden).
 pub fn forward<'s, B: Backend>(
     b: &mut B,
     decoder: &Decoder<B::Matrix, B::Vector>,
@@ -180,6 +180,10 @@ pub fn forward<'s, B: Backend>(
 
     b.gather(&mut s.wanted, &s.residual, &batch.logit_rows);
     b.norm(&mut s.normed, &s.wanted, &decoder.final_norm);
+    if batch.wants_hidden {
+        b.end();
+        return &s.normed;
+    }
     b.project(&mut s.logits, &s.normed, decoder.head_matrix());
     if let Some(cap) = decoder.head.soft_cap {
         b.soft_cap(&mut s.logits, cap);
