@@ -2,6 +2,7 @@
 //!
 //! What is wrong here ends the program with exit code 2.
 
+mod config;
 mod files;
 mod generation;
 mod measuring;
@@ -18,7 +19,10 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use oxgpt_engine::backend::cuda;
+use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::exit;
 use std::sync::LazyLock;
 use values::parse_size;
 
@@ -97,7 +101,7 @@ pub enum Command {
 impl Args {
     /// Reads the command line; prints what is wrong and exits with code 2.
     pub fn read() -> Self {
-        let matches = Args::command().get_matches();
+        let matches = Self::matches();
         let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         if let Err(error) = args.check_used(&matches) {
             Args::command().error(ErrorKind::ArgumentConflict, error).exit();
@@ -112,6 +116,27 @@ impl Args {
             Args::command().error(ErrorKind::ValueValidation, error).exit();
         }
         args
+    }
+
+    /// What was typed, and of `serve` what is in its file.
+    fn matches() -> ArgMatches {
+        let mut command = Args::command();
+        command.build();
+        let mut typed: Vec<OsString> = env::args_os().collect();
+        let matches = command.clone().get_matches_from(&typed);
+        let Some(("serve", inner)) = matches.subcommand() else { return matches };
+        let Some(file) = inner.get_one::<PathBuf>("config") else { return matches };
+        let Some(serve) = command.find_subcommand("serve") else { return matches };
+        match config::options(file, serve, inner) {
+            Ok(options) => {
+                typed.extend(options.into_iter().map(OsString::from));
+                command.get_matches_from(typed)
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                exit(1)
+            }
+        }
     }
 
     /// Refuses options of every command that were typed for one that has no use for them. Those of the environment are

@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod convert;
 mod generate;
+mod grammar;
 mod hub;
 mod inspect;
 mod interrupt;

@@ -2,20 +2,23 @@
 
 use crate::args::{ChatOptions, MAX_SEED, ModelArgs, RunArgs, SamplingArgs};
 use crate::generate::{Ending, TokenReport, generate};
+use crate::grammar::{Grammar, Grammars, Rules, Shape};
 use crate::open;
 use crate::output::{Output, Reader};
 use crate::tokenize::read_stdin;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::prompt::{ChatFormat, Conversation, message};
 use oxgpt_engine::sampler::SamplingOptions;
-use oxgpt_engine::sequence::Request;
+use oxgpt_engine::sequence::{Constraint, Request};
 use oxgpt_engine::stop::StopMatcher;
 use oxgpt_engine::tokenizer::Tokenizer;
 use serde::Serialize;
 use serde_json::Value;
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
+use std::path::Path;
 
 /// The object that `--json` prints.
 #[derive(Serialize)]
@@ -58,6 +61,7 @@ pub fn run(model_args: &ModelArgs, args: &RunArgs) -> Result<()> {
     let tokenizer = model.tokenizer.as_ref();
     let format = if args.raw || args.tokens.is_some() { None } else { ChatFormat::of(&model)? };
     let prompt = prompt_tokens(&model, format.as_ref(), args)?;
+    let constraint = constraint(&model, format.as_ref(), args, &prompt)?;
     let sampling = sampling(&model, &args.sampling);
     let (mut engine, device) = open::engine(&model, model_args, &args.engine)?;
     let request = Request {
@@ -67,6 +71,7 @@ pub fn run(model_args: &ModelArgs, args: &RunArgs) -> Result<()> {
         choice: 0,
         end_tokens: end_tokens(&model, format.as_ref(), &args.sampling),
         logprobs: args.sampling.logprobs,
+        constraint,
         ..Request::default()
     };
     let stop = StopMatcher::new(args.sampling.stop.clone())?;
@@ -148,6 +153,43 @@ fn prompt_tokens(model: &Model, format: Option<&ChatFormat>, args: &RunArgs) -> 
     let system = options.system.as_deref().map(|system| message("system", system));
     let messages = system.into_iter().chain([message("user", &text)]).collect();
     chat_tokens(tokenizer, format, messages, options)
+}
+
+/// What the answer is held to.
+fn constraint(
+    model: &Model,
+    format: Option<&ChatFormat>,
+    args: &RunArgs,
+    prompt: &[u32],
+) -> Result<Option<Box<dyn Constraint>>> {
+    let read = |file: &Path| fs::read_to_string(file).with_context(|| file.display().to_string());
+    let (file, body) = match (&args.json_schema, &args.grammar) {
+        (Some(file), _) => {
+            let schema: Value = serde_json::from_str(&read(file)?)
+                .with_context(|| format!("{}: not valid JSON", file.display()))?;
+            (file, Grammar::Schema(schema))
+        }
+        (None, Some(file)) => (file, Grammar::Lark(read(file)?)),
+        (None, None) => return Ok(None),
+    };
+    let Some(tokenizer) = &model.tokenizer else {
+        bail!("the model has no tokenizer, which a grammar needs");
+    };
+    let end_tokens = end_tokens(model, format, &args.sampling);
+    let grammars = Grammars::new(tokenizer, model.description.decoder.head.rows, &end_tokens)?;
+    let shape = match format {
+        Some(ChatFormat::Harmony(_)) => Shape::Harmony,
+        Some(ChatFormat::Template(template)) if template.source().contains("<think>") => {
+            let text = tokenizer.decode(prompt)?;
+            Shape::think(tokenizer, text.trim_end().ends_with("<think>"))
+        }
+        _ => Shape::Bare,
+    };
+    grammars.compile(&body).with_context(|| file.display().to_string())?;
+    let (calls, body) = (Vec::new(), Some(body));
+    let rules = Rules { shape, body, calls, must_call: false, many_calls: false };
+    let held = grammars.compile(&rules.grammar());
+    Ok(Some(Box::new(held.with_context(|| file.display().to_string())?)))
 }
 
 /// The ids of a conversation, up to where the answer begins.

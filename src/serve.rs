@@ -6,7 +6,7 @@ use crate::open;
 use crate::server::app::{App, Served, Settings};
 use crate::server::metrics::Metrics;
 use crate::server::worker::Worker;
-use crate::server::{connection, router};
+use crate::server::{connection, router, tls};
 use anyhow::{Context, Result, anyhow};
 use oxgpt_engine::engine::EngineOptions;
 use oxgpt_engine::model::Model;
@@ -15,20 +15,27 @@ use oxgpt_engine::sampler::SamplingOptions;
 use std::fs;
 use std::path::Path;
 use std::process::exit;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// Threads that read requests and write answers; the engine has its own.
 const HTTP_THREADS: usize = 2;
 
+/// How long clients may take to hear of a failure that ends the program.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// What shells report of a program that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
 /// The top-level entry point for `serve`.
 pub fn serve(model_args: &'static ModelArgs, args: &'static ServeArgs) -> Result<()> {
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificates), Some(key)) => Some(tls::acceptor(certificates, key)?),
+        _ => None,
+    };
     let settings = Settings {
         name: args.alias.clone().unwrap_or_else(|| name(model_args)),
         api_keys: args.api_key.clone(),
@@ -51,7 +58,8 @@ pub fn serve(model_args: &'static ModelArgs, args: &'static ServeArgs) -> Result
             .await
             .with_context(|| format!("cannot listen at {}:{}", args.host, args.port))?;
         let address = listener.local_addr().context("cannot listen")?;
-        eprintln!("listening on http://{address}");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        eprintln!("listening on {scheme}://{address}");
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -63,10 +71,13 @@ pub fn serve(model_args: &'static ModelArgs, args: &'static ServeArgs) -> Result
         thread::Builder::new().name("engine".to_string()).spawn(run)?;
 
         let (stop, stopped) = oneshot::channel();
-        let server = connection::serve(listener, router(app), args.client_timeout, stopped);
+        let server = connection::serve(listener, router(app), tls, args.client_timeout, stopped);
         let server = tokio::spawn(server);
         tokio::select! {
             ended = engine => {
+                // Those whose answers ended with it are told so.
+                app.drain();
+                let _ = tokio::time::timeout(LAST_WORDS, app.until_idle()).await;
                 let panicked = || anyhow!("the engine's thread ended unexpectedly");
                 return ended.unwrap_or_else(|_| Err(panicked()));
             }
@@ -107,7 +118,7 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
     let options = EngineOptions { sequences: args.sequences, ..options };
     let engine = open::load(model, &options)?;
     let (worker, thread) = Worker::new(args.sequences, args.queue, Arc::clone(&app.metrics));
-    app.set_ready(Served {
+    let served = Served {
         model,
         format,
         worker,
@@ -115,7 +126,13 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         vocab_size: engine.vocab_size(),
         logit_width: engine.logit_width(),
         sampling: model.description.generation.over(SamplingOptions::default()),
-    });
+        grammars: OnceLock::new(),
+    };
+    if matches!(served.format, Some(ChatFormat::Harmony(_))) {
+        // Every answer is held to its headers, so the first one need not wait for this.
+        served.grammars().map_err(|error| anyhow!(error.message))?;
+    }
+    app.set_ready(served);
     eprintln!(
         "ready after {:.1} s: {} on {}, {} sequences of {} positions",
         begin.elapsed().as_secs_f64(),
@@ -124,8 +141,7 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         args.sequences,
         engine.context()
     );
-    thread.run(engine);
-    Ok(())
+    Ok(thread.run(engine)?)
 }
 
 /// What the model is called without `--alias`.

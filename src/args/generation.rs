@@ -3,6 +3,7 @@
 use super::values::{LogitBias, TokenList, parse_positive, parse_threads};
 use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::stop::StopMatcher;
+use std::path::PathBuf;
 
 /// Generate text.
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,12 @@ pub struct RunArgs {
     pub raw: bool,
     #[command(flatten)]
     pub chat_options: ChatOptions,
+    /// Hold the answer to the JSON schema in this file; reasoning before it is left alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["grammar", "ignore_eos"])]
+    pub json_schema: Option<PathBuf>,
+    /// Hold the answer to the rules in this file, in Lark's notation; reasoning before it is left alone
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_eos")]
+    pub grammar: Option<PathBuf>,
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,

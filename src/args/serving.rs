@@ -11,6 +11,9 @@ use std::time::Duration;
 /// The server speaks OpenAI's API. It listens before the model is loaded; /health says when it is ready.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
+    /// A TOML file with options, such as `port = 8080`; what is typed or in the environment goes before it
+    #[arg(long, value_name = "FILE", env = "OXGPT_CONFIG")]
+    pub config: Option<PathBuf>,
     /// The address to listen at; 0.0.0.0 is every one of this machine
     #[arg(long, value_name = "HOST", env = "OXGPT_HOST", default_value = "127.0.0.1")]
     pub host: String,
@@ -35,6 +38,12 @@ pub struct ServeArgs {
     /// Pages of this origin, such as `https://example.org`, may use the server; * is any; may be given several times
     #[arg(long, value_name = "ORIGIN", env = "OXGPT_CORS")]
     pub cors: Vec<String>,
+    /// Encrypt connections, with the certificates in this file (PEM)
+    #[arg(long, value_name = "FILE", env = "OXGPT_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of the first of these certificates (PEM)
+    #[arg(long, value_name = "FILE", env = "OXGPT_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// The most bytes of a request's body
     #[arg(long, value_name = "SIZE", env = "OXGPT_MAX_BODY", value_parser = parse_size, default_value = "16MiB")]
     pub max_body: u64,

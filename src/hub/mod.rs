@@ -9,7 +9,7 @@ mod download;
 mod id;
 mod select;
 mod settings;
-mod tls;
+pub mod tls;
 
 use anyhow::{Context, Result, bail};
 use cache::Repository;

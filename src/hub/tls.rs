@@ -1,6 +1,7 @@
 //! Encrypted connections: rustls with the Graviola provider, which needs nothing but Rust to build.
 
 use anyhow::{Result, bail};
+use tokio_rustls::rustls::crypto::CryptoProvider;
 use ureq::tls::TlsConfig;
 
 /// The settings for `https://`.
@@ -12,17 +13,14 @@ pub fn config() -> Result<TlsConfig> {
     use std::sync::Arc;
     use ureq::tls::{Certificate, RootCerts};
 
-    let missing = missing_instructions();
-    if !missing.is_empty() {
-        bail!("https:// needs instructions that this processor does not have: {missing:?}");
-    }
+    let provider = provider()?;
     // The system's certificates, among which a company's own may be; Mozilla's where the system has none.
     let system = rustls_native_certs::load_native_certs().certs;
     let system = system.iter().map(|certificate| Certificate::from_der(certificate).to_owned());
     let system: Vec<Certificate<'static>> = system.collect();
     let roots = if system.is_empty() { RootCerts::WebPki } else { RootCerts::from(system) };
     Ok(TlsConfig::builder()
-        .unversioned_rustls_crypto_provider(Arc::new(rustls_graviola::default_provider()))
+        .unversioned_rustls_crypto_provider(Arc::new(provider))
         .root_certs(roots)
         .build())
 }
@@ -34,6 +32,28 @@ pub fn config() -> Result<TlsConfig> {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub fn config() -> Result<TlsConfig> {
     bail!("there is no https:// on this processor: HF_ENDPOINT may name a mirror with http://")
+}
+
+/// The implementation of the algorithms, for connections in either direction.
+///
+/// # Errors
+/// On a processor that Graviola does not support.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub fn provider() -> Result<CryptoProvider> {
+    let missing = missing_instructions();
+    if !missing.is_empty() {
+        bail!("https:// needs instructions that this processor does not have: {missing:?}");
+    }
+    Ok(rustls_graviola::default_provider())
+}
+
+/// The implementation of the algorithms.
+///
+/// # Errors
+/// Always, as with [`config`].
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub fn provider() -> Result<CryptoProvider> {
+    bail!("there is no https:// on this processor")
 }
 
 /// The instructions among those that Graviola requires which are not there.

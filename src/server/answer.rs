@@ -1,12 +1,12 @@
 //! The tokens of an answer as what clients read: text, reasoning, calls of tools, log-probabilities.
 
 use super::app::Served;
-use super::tags::{TagReader, Tagged};
+use super::tags::{TAGS, TagReader, Tagged};
 use oxgpt_engine::prompt::ChatFormat;
 use oxgpt_engine::prompt::harmony::{Delta, HarmonyParser, Kind};
 use oxgpt_engine::sampler::TokenLogprobs;
 use oxgpt_engine::stop::StopMatcher;
-use oxgpt_engine::tokenizer::StreamDecoder;
+use oxgpt_engine::tokenizer::{StreamDecoder, Tokenizer};
 use std::collections::VecDeque;
 
 /// A part of an answer, in the order in which it comes.
@@ -37,7 +37,7 @@ enum Reader {
     /// No tokenizer: there is no text.
     Ids,
     Plain(StreamDecoder<'static>),
-    Tagged(StreamDecoder<'static>, TagReader),
+    Tagged(&'static Tokenizer, StreamDecoder<'static>, TagReader),
     Harmony(Box<HarmonyParser<'static>>),
 }
 
@@ -45,7 +45,7 @@ enum Reader {
 pub struct AnswerReader {
     reader: Reader,
     stop: StopMatcher,
-    is_stopped: bool,
+    stopped_by: Option<usize>,
     /// What the part that is being read is for.
     kind: Kind,
     /// Whether calls of tools are told as such; else they are text.
@@ -77,7 +77,7 @@ impl AnswerReader {
             (Some(tokenizer), Some(ChatFormat::Harmony(harmony))) => {
                 Reader::Harmony(Box::new(harmony.parser(tokenizer)))
             }
-            (Some(tokenizer), _) => Reader::Tagged(tokenizer.decoder(true), tags),
+            (Some(tokenizer), _) => Reader::Tagged(tokenizer, tokenizer.decoder(true), tags),
         };
         Self::new(reader, stop, has_tools)
     }
@@ -86,7 +86,7 @@ impl AnswerReader {
         AnswerReader {
             reader,
             stop,
-            is_stopped: false,
+            stopped_by: None,
             kind: Kind::Raw,
             has_tools,
             read: 0,
@@ -96,9 +96,9 @@ impl AnswerReader {
         }
     }
 
-    /// Whether a stop string was found: the answer is over.
-    pub fn is_stopped(&self) -> bool {
-        self.is_stopped
+    /// The place of the stop string that was found: the answer is over.
+    pub fn stopped_by(&self) -> Option<usize> {
+        self.stopped_by
     }
 
     /// Whether arguments of a call may still come.
@@ -117,8 +117,11 @@ impl AnswerReader {
                 let text = decoder.push(id).unwrap_or_default();
                 self.answer(&text, &mut pieces);
             }
-            Reader::Tagged(decoder, tags) => {
-                let text = decoder.push(id).unwrap_or_default();
+            Reader::Tagged(tokenizer, decoder, tags) => {
+                let mut text = decoder.push(id).unwrap_or_default();
+                if let Some(tag) = special_tag(tokenizer, id) {
+                    text += tag;
+                }
                 let tagged = tags.push(&text);
                 let thinks = tags.is_reasoning();
                 self.tagged(tagged, &mut pieces);
@@ -145,17 +148,26 @@ impl AnswerReader {
         match std::mem::replace(&mut self.reader, Reader::Ids) {
             Reader::Ids => {}
             Reader::Plain(decoder) => self.answer(&decoder.finish(), &mut pieces),
-            Reader::Tagged(decoder, mut tags) => {
+            Reader::Tagged(_, decoder, mut tags) => {
                 let mut tagged = tags.push(&decoder.finish());
                 tagged.extend(tags.finish());
                 self.tagged(tagged, &mut pieces);
             }
             Reader::Harmony(parser) => {
-                let (deltas, _) = parser.finish();
+                let (mut deltas, _) = parser.finish();
+                // A header that was cut is not text of the answer.
+                let is_cut =
+                    |delta: &Delta| matches!(delta, Delta::Start(header) if !header.is_complete);
+                if let Some(start) = deltas.iter().position(is_cut)
+                    && let Some(Delta::Text(text)) = deltas.get(start + 1)
+                    && text.starts_with("<|")
+                {
+                    deltas.truncate(start);
+                }
                 self.deltas(deltas, &mut pieces);
             }
         }
-        if !self.is_stopped {
+        if self.stopped_by.is_none() {
             let held = self.stop.clone().finish();
             self.tell(held, &mut pieces);
         }
@@ -168,7 +180,7 @@ impl AnswerReader {
         match &self.reader {
             Reader::Ids => true,
             Reader::Plain(decoder) => decoder.bytes(id).is_ok_and(|bytes| !bytes.is_empty()),
-            Reader::Tagged(decoder, tags) => {
+            Reader::Tagged(_, decoder, tags) => {
                 tags.is_text() && decoder.bytes(id).is_ok_and(|bytes| !bytes.is_empty())
             }
             Reader::Harmony(parser) => {
@@ -220,7 +232,7 @@ impl AnswerReader {
     fn answer(&mut self, text: &str, pieces: &mut Vec<Piece>) {
         self.read += text.chars().count();
         let emit = self.stop.push(text);
-        self.is_stopped |= emit.matched.is_some();
+        self.stopped_by = emit.matched;
         self.tell(emit.text, pieces);
     }
 
@@ -239,13 +251,19 @@ impl AnswerReader {
     /// of its text was.
     fn tell_logprobs(&mut self, pieces: &mut Vec<Piece>) {
         while let Some((token, end)) = self.held.front()
-            && (*end <= self.told || self.is_stopped && token.offset < self.told)
+            && (*end <= self.told || self.stopped_by.is_some() && token.offset < self.told)
         {
             if let Some((token, _)) = self.held.pop_front() {
                 pieces.push(Piece::Logprob(token));
             }
         }
     }
+}
+
+/// The tag that a special token is, which is not shown as text otherwise.
+fn special_tag(tokenizer: &Tokenizer, id: u32) -> Option<&str> {
+    let bytes = tokenizer.token_bytes(id).filter(|_| tokenizer.is_special(id))?;
+    std::str::from_utf8(bytes).ok().filter(|text| TAGS.contains(text))
 }
 
 fn reasoning(text: String, pieces: &mut Vec<Piece>) {

@@ -3,6 +3,7 @@
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::worker::Worker;
+use crate::grammar::Grammars;
 use axum::http::StatusCode;
 use oxgpt_engine::model::Model;
 use oxgpt_engine::prompt::ChatFormat;
@@ -56,6 +57,8 @@ pub struct Served {
     pub logit_width: usize,
     /// The model's own settings.
     pub sampling: SamplingOptions,
+    /// Made when they are first needed.
+    pub grammars: OnceLock<Result<Grammars, String>>,
 }
 
 impl Served {
@@ -63,6 +66,25 @@ impl Served {
     pub fn tokenizer(&self) -> Result<&'static Tokenizer, ApiError> {
         let missing = "the model has no tokenizer, so prompts must be arrays of token ids";
         self.model.tokenizer.as_ref().ok_or_else(|| ApiError::bad(missing))
+    }
+
+    /// The tokens that end an answer of a chat.
+    pub fn chat_end_tokens(&self) -> Vec<u32> {
+        let of_files = self.model.end_tokens();
+        match &self.format {
+            Some(format) => format.end_tokens(of_files),
+            None => of_files,
+        }
+    }
+
+    /// What makes grammars for the model's tokens.
+    pub fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let tokenizer = self.tokenizer()?;
+        let make = || {
+            let made = Grammars::new(tokenizer, self.logit_width, &self.chat_end_tokens());
+            made.map_err(|error| error.to_string())
+        };
+        self.grammars.get_or_init(make).as_ref().map_err(ApiError::bad)
     }
 
     /// Whether there is room for the most tokens that were asked for, and how many there can be without that.

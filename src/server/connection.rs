@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
 
 /// How long connections may take to end once all answers are told.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -23,6 +24,7 @@ const GOODBYE: Duration = Duration::from_secs(5);
 pub async fn serve(
     listener: TcpListener,
     router: Router,
+    tls: Option<TlsAcceptor>,
     timeout: Duration,
     mut stop: oneshot::Receiver<()>,
 ) {
@@ -45,12 +47,23 @@ pub async fn serve(
         };
         // Tokens are small, and wanted at once.
         let _ = stream.set_nodelay(true);
-        let stream = TokioIo::new(Impatient::new(stream, timeout));
-        let connection = http.serve_connection(stream, TowerToHyperService::new(router.clone()));
-        let connection = graceful.watch(connection);
+        let stream = Impatient::new(stream, timeout);
+        let service = TowerToHyperService::new(router.clone());
+        let (http, watcher, tls) = (http.clone(), graceful.watcher(), tls.clone());
+        // What goes wrong with a connection is the client's affair.
         tokio::spawn(async move {
-            // What goes wrong with a connection is the client's affair.
-            let _ = connection.await;
+            match tls {
+                None => {
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    let _ = watcher.watch(connection).await;
+                }
+                Some(tls) => {
+                    let accepted = tokio::time::timeout(timeout, tls.accept(stream)).await;
+                    let Ok(Ok(stream)) = accepted else { return };
+                    let connection = http.serve_connection(TokioIo::new(stream), service);
+                    let _ = watcher.watch(connection).await;
+                }
+            }
         });
     }
     let _ = tokio::time::timeout(GOODBYE, graceful.shutdown()).await;

@@ -3,6 +3,7 @@
 use super::app::Served;
 use super::error::ApiError;
 use super::fields::{Fields, short, wrong};
+use super::tools::is_name;
 use oxgpt_engine::prompt::ChatFormat;
 use serde_json::{Map, Value, json};
 
@@ -11,12 +12,12 @@ use serde_json::{Map, Value, json};
 pub struct Abilities {
     /// It is harmony.
     pub is_harmony: bool,
-    /// Its template shows tools; else they are told in the system message.
+    /// Its template shows tools, and has them called in a way that we read; else they are told in the system message.
     pub shows_tools: bool,
     /// It knows the role `developer`.
     pub has_developer: bool,
     /// It marks reasoning with tags.
-    pub has_reasoning: bool,
+    pub has_tags: bool,
     /// What it calls the wish for reasoning.
     pub effort: Effort,
 }
@@ -40,16 +41,16 @@ impl Abilities {
                 is_harmony: true,
                 shows_tools: true,
                 has_developer: true,
-                has_reasoning: true,
+                has_tags: false,
                 effort: Effort::Level,
             },
             ChatFormat::Template(template) => {
                 let has = |text: &str| template.source().contains(text);
                 Abilities {
                     is_harmony: false,
-                    shows_tools: has("tools"),
+                    shows_tools: has("tools") && has("<tool_call>"),
                     has_developer: has("developer"),
-                    has_reasoning: has("<think>"),
+                    has_tags: has("<think>"),
                     effort: match (has("reasoning_effort"), has("enable_thinking")) {
                         (true, _) => Effort::Level,
                         (false, true) => Effort::Switch,
@@ -137,7 +138,7 @@ fn message(value: Value, path: &str, can: Abilities) -> Result<Value, ApiError> 
 }
 
 /// Takes the text of a message: a string, or parts that are text.
-fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+pub fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let path = fields.name("content");
     let parts = match fields.take("content") {
         None => return Ok(None),
@@ -181,12 +182,10 @@ fn tool_calls(fields: &mut Fields, can: Abilities) -> Result<Vec<Value>, ApiErro
             return Err(wrong(&function.name("arguments"), "a string of JSON", &arguments));
         }
         function.finish()?;
-        // Templates print the arguments as JSON; harmony takes the text as the model wrote it.
-        let parsed = match &arguments {
-            Value::String(text) if !can.is_harmony => serde_json::from_str::<Value>(text).ok(),
-            _ => None,
+        let arguments = match arguments {
+            Value::String(text) => self::arguments(&text, can),
+            object => object,
         };
-        let arguments = parsed.filter(Value::is_object).unwrap_or(arguments);
         Ok(json!({
             "id": id, "type": "function", "function": {"name": name, "arguments": arguments}
         }))
@@ -194,90 +193,84 @@ fn tool_calls(fields: &mut Fields, can: Abilities) -> Result<Vec<Value>, ApiErro
     calls.map(call).collect()
 }
 
-/// A function that the model may call.
-#[derive(Clone, Debug)]
-pub struct Tool {
-    pub name: String,
-    /// As the request has it.
-    pub whole: Value,
+/// The arguments of a call as a format takes them: templates print them as JSON, harmony has the text as the model wrote it.
+pub fn arguments(text: &str, can: Abilities) -> Value {
+    let parsed = if can.is_harmony { None } else { serde_json::from_str::<Value>(text).ok() };
+    parsed.filter(Value::is_object).unwrap_or_else(|| json!(text))
 }
 
-/// Takes `tools`.
-pub fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
-    let tools = fields.array("tools")?.unwrap_or_default().into_iter().enumerate();
-    let tools: Vec<Tool> = tools
-        .map(|(index, whole)| {
-            let mut tool = Fields::of(whole.clone(), &format!("tools[{index}]"))?;
-            tool.only("type", &[json!("function")])?;
-            let function = tool.require("function")?;
-            let function = Fields::of(function, &tool.name("function"))?;
-            tool.finish()?;
-            function_of(function, whole)
-        })
-        .collect::<Result<_, ApiError>>()?;
-    for (index, tool) in tools.iter().enumerate() {
-        if tools[..index].iter().any(|other| other.name == tool.name) {
-            let message = format!("`tools` has two functions called `{}`", tool.name);
-            return Err(ApiError::field("tools", message));
-        }
-    }
-    Ok(tools)
+/// What the text of an answer must be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Format {
+    Text,
+    /// A JSON object.
+    Object,
+    /// JSON of this schema, with its name and description as harmony tells them.
+    Schema {
+        schema: Value,
+        told: Value,
+    },
 }
 
-/// The function that these fields describe.
-pub fn function_of(mut function: Fields, whole: Value) -> Result<Tool, ApiError> {
-    let name = match function.require("name")? {
-        Value::String(name) if is_name(&name) => name,
-        other => {
-            let expected = "1 to 64 letters, digits, `_` and `-`";
-            return Err(wrong(&function.name("name"), expected, &other));
+/// Takes `response_format`, or another field of that shape.
+pub fn format_of(fields: Option<Fields>) -> Result<Format, ApiError> {
+    let Some(mut fields) = fields else { return Ok(Format::Text) };
+    let kind = fields.require("type")?;
+    let format = match kind.as_str() {
+        Some("text") => Format::Text,
+        Some("json_object") => Format::Object,
+        Some("json_schema") => {
+            // The responses API has these beside the type.
+            let nested = fields.object("json_schema")?;
+            let own = nested.is_none();
+            let mut schema = match nested {
+                Some(nested) => nested,
+                None => std::mem::take(&mut fields),
+            };
+            let format = json_schema(&mut schema)?;
+            schema.finish()?;
+            if own {
+                return Ok(format);
+            }
+            format
         }
+        _ => return Err(wrong(&fields.name("type"), "text, json_object or json_schema", &kind)),
     };
-    function.string("description")?;
-    if let Some(other) = function.take("parameters").filter(|schema| !schema.is_object()) {
-        return Err(wrong(&function.name("parameters"), "an object", &other));
+    fields.finish()?;
+    Ok(format)
+}
+
+fn json_schema(fields: &mut Fields) -> Result<Format, ApiError> {
+    let name = fields.string("name")?.unwrap_or_else(|| "response".to_string());
+    let description = fields.string("description")?;
+    // What is held to a grammar is strict.
+    fields.boolean("strict")?;
+    let schema = match fields.require("schema")? {
+        schema @ Value::Object(_) => schema,
+        other => return Err(wrong(&fields.name("schema"), "an object", &other)),
+    };
+    if !is_name(&name) {
+        let expected = "1 to 64 letters, digits, `_` and `-`";
+        return Err(wrong(&fields.name("name"), expected, &json!(name)));
     }
-    function.only("strict", &[json!(false)])?;
-    function.finish()?;
-    Ok(Tool { name, whole })
+    let mut told = json!({"name": name, "schema": schema});
+    if let Some(description) = description {
+        told["description"] = description.into();
+    }
+    Ok(Format::Schema { schema, told })
 }
 
-fn is_name(name: &str) -> bool {
-    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    (1..=64).contains(&name.len()) && name.chars().all(is_allowed)
+/// Tells the schema of the answer in the system message, for a template that does not show it.
+pub fn tell_schema(messages: &mut Vec<Value>, schema: &Value) {
+    tell(messages, &format!("Answer with JSON of this schema, and nothing else:\n{schema}"));
 }
 
-/// Tells tools in the system message, for a template that does not show them.
-pub fn tell_tools(messages: &mut Vec<Value>, tools: &[Tool]) {
-    let list: Vec<String> = tools.iter().map(|tool| tool.whole.to_string()).collect();
-    let text = format!(
-        "You may call functions to help with the user's request. These are there:\n<tools>\n{}\n</tools>\n\nTo call one, \
-         answer with its name and arguments as JSON in tags, and nothing else:\n<tool_call>\n{{\"name\": \"NAME\", \
-         \"arguments\": {{...}}}}\n</tool_call>",
-        list.join("\n")
-    );
+/// Appends a text to the system message.
+pub fn tell(messages: &mut Vec<Value>, text: &str) {
     if let Some(first) = messages.first_mut().filter(|first| first["role"] == "system") {
         let said = first["content"].as_str().unwrap_or_default();
         first["content"] = format!("{said}\n\n{text}").into();
     } else {
         messages.insert(0, json!({"role": "system", "content": text}));
-    }
-    // What was called and what came of it has to be told too.
-    for message in messages {
-        if let Some(calls) = message["tool_calls"].as_array().cloned() {
-            let calls = calls.iter().map(|call| {
-                let function = &call["function"];
-                let call = json!({"name": function["name"], "arguments": function["arguments"]});
-                format!("<tool_call>\n{call}\n</tool_call>")
-            });
-            let calls = calls.collect::<Vec<_>>().join("\n");
-            let said = message["content"].as_str().unwrap_or_default();
-            let text = if said.is_empty() { calls } else { format!("{said}\n{calls}") };
-            *message = json!({"role": "assistant", "content": text});
-        } else if message["role"] == "tool" {
-            let said = message["content"].as_str().unwrap_or_default();
-            let text = format!("<tool_response>\n{said}\n</tool_response>");
-            *message = json!({"role": "user", "content": text});
-        }
     }
 }

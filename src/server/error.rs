@@ -159,6 +159,10 @@ impl From<TemplateError> for ApiError {
 
 impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
-        Self::internal(error.to_string())
+        let message = error.to_string();
+        match error {
+            GenerationError::Constraint { .. } => Self::bad(message),
+            _ => Self::internal(message),
+        }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// The fields of a JSON object that nobody has asked for yet. A field that is `null` is as good as absent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fields {
     fields: Map<String, Value>,
     /// What stands before the name of a field in errors, such as `messages[2].`.
@@ -41,6 +41,11 @@ impl Fields {
     /// Whether a field is there.
     pub fn has(&self, field: &str) -> bool {
         self.fields.get(field).is_some_and(|value| !value.is_null())
+    }
+
+    /// A field that is left where it is.
+    pub fn peek(&self, field: &str) -> Option<&Value> {
+        self.fields.get(field)
     }
 
     /// Takes a field as it is.

@@ -56,12 +56,15 @@ impl Finish {
 }
 
 /// What has become of an answer.
+#[derive(Clone)]
 pub struct Change {
     /// Which answer.
     pub choice: usize,
     pub pieces: Vec<Piece>,
     /// If it is over.
     pub finish: Option<Finish>,
+    /// Which of the stop strings ended it, if one did.
+    pub stop: Option<usize>,
 }
 
 struct Choice {
@@ -240,11 +243,12 @@ impl Generation {
                 let calls = pieces.iter().filter(|piece| matches!(piece, Piece::Call { .. }));
                 choice.calls += calls.count();
                 let is_enough = self.one_call && choice.calls > 0 && !choice.reader.in_call();
-                if choice.reader.is_stopped() || is_enough {
+                if choice.reader.stopped_by().is_some() || is_enough {
                     choice.is_cancelled.store(true, Ordering::Relaxed);
                     self.end(place, pieces, Finish::Stop);
                 } else if !pieces.is_empty() {
-                    self.known.push_back(Change { choice: place, pieces, finish: None });
+                    let change = Change { choice: place, pieces, finish: None, stop: None };
+                    self.known.push_back(change);
                 }
             }
             Update::Finished(FinishReason::Stop) => self.end(place, Vec::new(), Finish::Stop),
@@ -266,7 +270,8 @@ impl Generation {
         self.record.reasoning_tokens += choice.reader.reasoning_tokens;
         self.record.finish = finish.name();
         self.left -= 1;
-        self.known.push_back(Change { choice: place, pieces, finish: Some(finish) });
+        let stop = choice.reader.stopped_by();
+        self.known.push_back(Change { choice: place, pieces, finish: Some(finish), stop });
     }
 
     /// What the answers so far cost.
@@ -318,7 +323,8 @@ impl Usage {
     }
 }
 
-fn refuse(app: &App, busy: Busy) -> ApiError {
+/// The error for a request that finds no room.
+pub fn refuse(app: &App, busy: Busy) -> ApiError {
     app.metrics.refused.add(1);
     let message = format!(
         "{} requests are waiting already; try again in {} seconds",

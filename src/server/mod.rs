@@ -6,21 +6,28 @@
 
 mod answer;
 pub mod app;
+mod base64;
 mod body;
 mod chat;
 mod completions;
 pub mod connection;
 mod conversation;
+mod embeddings;
 mod error;
 mod fields;
 mod generation;
 mod log;
+mod messages;
 pub mod metrics;
+mod page;
+mod responses;
 mod router;
 mod sampling;
 mod sse;
 mod tags;
+pub mod tls;
 mod tokens;
+mod tools;
 pub mod worker;
 
 pub use router::router;

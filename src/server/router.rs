@@ -3,8 +3,11 @@
 use super::app::{App, Phase};
 use super::chat::chat_completions;
 use super::completions::completions;
+use super::embeddings::embeddings;
 use super::error::{ApiError, json_response};
-use super::{body, log, tokens};
+use super::page::page;
+use super::responses::responses;
+use super::{base64, body, log, messages, tokens};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -22,13 +25,19 @@ const REQUEST_ID: &str = "x-request-id";
 /// The whole server.
 pub fn router(app: &'static App) -> Router {
     Router::new()
+        .route("/", get(page))
         .route("/health", get(health))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/responses", post(responses))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/embeddings", post(embeddings))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .fallback(no_such_path)
@@ -57,6 +66,8 @@ fn cors(app: &App) -> CorsLayer {
 /// Gives every request a name, and the log a line.
 async fn record(State(app): State<&'static App>, request: Request, next: Next) -> Response<Body> {
     let begin = Instant::now();
+    // A request that was let in is answered though the server drains meanwhile.
+    let _answering = app.begin_answer();
     let (method, path) = (request.method().clone(), request.uri().path().to_string());
     let is_usable = |id: &&HeaderValue| id.len() <= 128 && id.to_str().is_ok();
     let id = request.headers().get(REQUEST_ID).filter(is_usable).cloned();
@@ -85,14 +96,30 @@ async fn authorize(
     State(app): State<&'static App>,
     request: Request,
     next: Next,
-) -> Result<Response<Body>, ApiError> {
+) -> Response<Body> {
+    match check(app, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) if request.uri().path().starts_with("/v1/messages") => messages::refuse(&error),
+        Err(error) => {
+            let mut response = error.response(&error.body());
+            if request.uri().path() == "/" && error.status == StatusCode::UNAUTHORIZED {
+                // Browsers ask for a password then, and send it with what the page asks for too.
+                let asks = HeaderValue::from_static("Basic realm=\"oxgpt\", charset=\"UTF-8\"");
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, asks);
+            }
+            response
+        }
+    }
+}
+
+fn check(app: &App, request: &Request) -> Result<(), ApiError> {
     if request.uri().path() != "/health" {
         check_key(app, request.headers())?;
     }
     if request.method() == Method::POST {
         check_origin(app, request.headers())?;
     }
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 fn check_key(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -100,10 +127,11 @@ fn check_key(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     if keys.is_empty() {
         return Ok(());
     }
-    let bearer = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let is_bearer = |value: &&[u8]| value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
-    let bearer = bearer.filter(is_bearer).map(|value| &value[7..]);
-    let given = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
+    let bearer = authorization.filter(is_bearer).map(|value| value[7..].to_vec());
+    let own = || headers.get("x-api-key").map(|value| value.as_bytes().to_vec());
+    let given = bearer.or_else(|| authorization.and_then(password)).or_else(own);
     let error = |message: &str| {
         ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key")
     };
@@ -111,8 +139,19 @@ fn check_key(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
         return Err(error("an API key is needed, as `Authorization: Bearer KEY`"));
     };
     // All are compared, so that the time tells nothing.
-    let matches = keys.iter().fold(false, |found, key| found | is_equal(key.as_bytes(), given));
+    let matches = keys.iter().fold(false, |found, key| found | is_equal(key.as_bytes(), &given));
     if matches { Ok(()) } else { Err(error("the API key is wrong")) }
+}
+
+/// The password that a browser asked its user for.
+fn password(authorization: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, encoded) = authorization.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"basic ") {
+        return None;
+    }
+    let decoded = base64::decode(encoded)?;
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some(decoded[colon + 1..].to_vec())
 }
 
 /// Compares in a time that depends on the lengths alone: what is compared are hashes, which nobody can choose byte by byte,
@@ -151,6 +190,11 @@ async fn health(State(app): State<&'static App>) -> Response<Body> {
 
 async fn version() -> Response<Body> {
     json_response(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// What each path takes and gives; `tests/server/openapi.rs` holds it to what the server does.
+async fn openapi() -> Response<Body> {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
 
 async fn metrics(State(app): State<&'static App>) -> Response<Body> {

@@ -62,6 +62,14 @@ impl Sampling {
     }
 }
 
+impl Sampling {
+    /// Ends answers before these strings, whatever was said before.
+    pub fn set_stop(&mut self, stops: Vec<String>) -> Result<(), ApiError> {
+        self.stop = StopMatcher::new(stops)?;
+        Ok(())
+    }
+}
+
 /// Takes stop strings: one, or an array.
 pub fn stop(fields: &mut Fields, field: &str) -> Result<Vec<String>, ApiError> {
     let name = fields.name(field);

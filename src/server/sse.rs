@@ -34,6 +34,11 @@ pub fn data(value: &Value) -> String {
     format!("data: {value}\n\n")
 }
 
+/// An event with a name.
+pub fn event(name: &str, value: &Value) -> String {
+    format!("event: {name}\ndata: {value}\n\n")
+}
+
 /// Sends the events that `encode` makes of each step. A client that goes away cancels the generation.
 pub fn stream(
     mut generation: Generation,

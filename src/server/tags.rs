@@ -7,6 +7,9 @@ const THINK_END: &str = "</think>";
 const CALL: &str = "<tool_call>";
 const CALL_END: &str = "</tool_call>";
 
+/// All tags.
+pub const TAGS: [&str; 4] = [THINK, THINK_END, CALL, CALL_END];
+
 /// A part of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tagged {

@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::body;
-use super::chat::Chat;
+use super::chat;
 use super::completions::{token_ids, token_text};
 use super::error::{ApiError, json_response};
 use super::fields::Fields;
@@ -32,7 +32,7 @@ pub async fn tokenize(
         let tokenizer = served.tokenizer()?;
         let shows_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
         let ids = if fields.has("messages") {
-            let ids = Chat::take(&mut fields, served)?.prompt(served)?.0;
+            let ids = chat::take(&mut fields, served)?.prompt(served)?.0;
             fields.finish()?;
             ids
         } else {

@@ -5,15 +5,17 @@
 //! the thread looks which receivers are still there.
 
 use super::metrics::Metrics;
-use oxgpt_engine::engine::{Engine, EngineError};
+use oxgpt_engine::backend::DeviceError;
+use oxgpt_engine::engine::{self, Engine, EngineError, Pooling};
 use oxgpt_engine::kv::PrefixUse;
 use oxgpt_engine::sampler::TokenLogprobs;
 use oxgpt_engine::sequence::{Event, FinishReason, GenerationError, Request, SequenceId};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 /// What becomes of a request. After the last three nothing follows.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ pub struct Busy {
 /// Where requests go in.
 #[derive(Debug)]
 pub struct Worker {
-    submissions: mpsc::Sender<Submission>,
+    orders: mpsc::Sender<Order>,
     seats: Arc<Seats>,
     metrics: Arc<Metrics>,
 }
@@ -73,9 +75,29 @@ pub struct Submitted {
     pub cancels: Vec<Arc<AtomicBool>>,
 }
 
+/// What the thread is asked for.
+enum Order {
+    Answer(Submission),
+    Embed(Texts),
+}
+
 struct Submission {
     request: Request,
     client: Client,
+}
+
+/// The vector of a text.
+pub type Embedding = Vec<f32>;
+
+/// The vectors of texts, or why there are none.
+pub type Embeddings = oneshot::Receiver<Result<Vec<Embedding>, EngineError>>;
+
+/// Texts to embed, one after another.
+struct Texts {
+    left: VecDeque<engine::Embedding>,
+    done: Vec<Embedding>,
+    reply: oneshot::Sender<Result<Vec<Embedding>, EngineError>>,
+    _seat: Seat,
 }
 
 /// Who wants a request answered.
@@ -112,8 +134,8 @@ impl Worker {
     pub fn new(sequences: usize, queue: usize, metrics: Arc<Metrics>) -> (Self, Thread) {
         let (sender, receiver) = mpsc::channel();
         let seats = Seats { taken: AtomicUsize::new(0), sequences, limit: sequences + queue };
-        let thread = Thread { submissions: receiver, metrics: Arc::clone(&metrics) };
-        (Worker { submissions: sender, seats: Arc::new(seats), metrics }, thread)
+        let thread = Thread { orders: receiver, metrics: Arc::clone(&metrics) };
+        (Worker { orders: sender, seats: Arc::new(seats), metrics }, thread)
     }
 
     /// The most sequences that one call can submit.
@@ -121,18 +143,36 @@ impl Worker {
         self.seats.limit
     }
 
+    /// Takes seats for so many sequences, all or none.
+    fn take_seats(&self, count: usize) -> Result<(), Busy> {
+        let Seats { taken, sequences, limit } = &*self.seats;
+        let take = |taken: usize| (taken + count <= *limit).then_some(taken + count);
+        let Err(taken) = taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) else {
+            return Ok(());
+        };
+        // Those who wait leave at the rate at which sequences end.
+        let ahead = (taken + count - limit) as f64;
+        let seconds = self.metrics.mean_run_seconds() * ahead / *sequences as f64;
+        let waiting = taken.saturating_sub(*sequences);
+        Err(Busy { waiting, retry_after: (seconds.ceil() as u64).clamp(1, 600) })
+    }
+
+    /// Takes texts in whose vectors are wanted.
+    pub fn embed(&self, texts: Vec<Vec<u32>>, pooling: Pooling) -> Result<Embeddings, Busy> {
+        self.take_seats(1)?;
+        let (reply, receiver) = oneshot::channel();
+        let left = texts.into_iter().map(|tokens| engine::Embedding::new(tokens, pooling));
+        let _seat = Seat(Arc::clone(&self.seats));
+        let texts = Texts { left: left.collect(), done: Vec::new(), reply, _seat };
+        // Without the thread the reply is dropped, and the receiver says so.
+        let _ = self.orders.send(Order::Embed(texts));
+        Ok(receiver)
+    }
+
     /// Takes requests in, all or none.
     pub fn submit(&self, requests: Vec<Request>) -> Result<Submitted, Busy> {
         let count = requests.len();
-        let Seats { taken, sequences, limit } = &*self.seats;
-        let take = |taken: usize| (taken + count <= *limit).then_some(taken + count);
-        if let Err(taken) = taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
-            let waiting = taken.saturating_sub(*sequences);
-            // Those who wait leave at the rate at which sequences end.
-            let ahead = (taken + count - limit) as f64;
-            let seconds = self.metrics.mean_run_seconds() * ahead / *sequences as f64;
-            return Err(Busy { waiting, retry_after: (seconds.ceil() as u64).clamp(1, 600) });
-        }
+        self.take_seats(count)?;
         let (sender, updates) = unbounded_channel();
         let mut cancels = Vec::with_capacity(count);
         for (place, request) in requests.into_iter().enumerate() {
@@ -147,7 +187,7 @@ impl Worker {
                 _seat: Seat(Arc::clone(&self.seats)),
             };
             // Without the thread the channel is closed, and the receiver says so.
-            let _ = self.submissions.send(Submission { request, client });
+            let _ = self.orders.send(Order::Answer(Submission { request, client }));
         }
         Ok(Submitted { updates, cancels })
     }
@@ -155,21 +195,33 @@ impl Worker {
 
 /// The receiving end of a [`Worker`].
 pub struct Thread {
-    submissions: mpsc::Receiver<Submission>,
+    orders: mpsc::Receiver<Order>,
     metrics: Arc<Metrics>,
 }
 
 impl Thread {
     /// Works until the [`Worker`] is dropped.
-    pub fn run(self, mut engine: Engine) {
+    ///
+    /// # Errors
+    /// When the device failed, on which nothing runs any more.
+    pub fn run(self, mut engine: Engine) -> Result<(), DeviceError> {
         let mut live: HashMap<SequenceId, Live> = HashMap::new();
+        let mut texts: VecDeque<Texts> = VecDeque::new();
         loop {
-            if engine.is_idle() {
-                let Ok(submission) = self.submissions.recv() else { return };
-                submit(&mut engine, &mut live, submission);
-            }
-            while let Ok(submission) = self.submissions.try_recv() {
-                submit(&mut engine, &mut live, submission);
+            loop {
+                let is_idle = engine.is_idle() && texts.is_empty();
+                let order = match self.orders.try_recv() {
+                    Ok(order) => order,
+                    Err(_) if !is_idle => break,
+                    Err(_) => match self.orders.recv() {
+                        Ok(order) => order,
+                        Err(_) => return Ok(()),
+                    },
+                };
+                match order {
+                    Order::Answer(submission) => submit(&mut engine, &mut live, submission),
+                    Order::Embed(more) => texts.push_back(more),
+                }
             }
             live.retain(|id, request| {
                 let is_wanted = !request.client.is_gone();
@@ -179,8 +231,19 @@ impl Thread {
                 }
                 is_wanted
             });
+            // A chunk of a text, then a step for the answers.
+            if let Some(first) = texts.pop_front() {
+                texts.extend(advance(&mut engine, first));
+            }
+            let mut failure = None;
             for event in engine.step() {
+                if let Event::Failed { error: GenerationError::Device(error), .. } = &event {
+                    failure = Some(error.clone());
+                }
                 self.tell(event, &mut live);
+            }
+            if let Some(error) = failure {
+                return Err(error);
             }
             let waiting = engine.waiting();
             self.metrics.gauges(live.len() - waiting, waiting, engine.kv_usage());
@@ -236,6 +299,32 @@ impl Thread {
             live.remove(&id);
         }
     }
+}
+
+/// Computes the next chunk of a text; gives the texts back if there is more to do.
+fn advance(engine: &mut Engine, mut texts: Texts) -> Option<Texts> {
+    if texts.reply.is_closed() {
+        texts.left.into_iter().for_each(|text| engine.give_up(text));
+        return None;
+    }
+    if let Some(text) = texts.left.front_mut() {
+        match engine.embed(text) {
+            Ok(None) => return Some(texts),
+            Ok(Some(vector)) => {
+                texts.done.push(vector);
+                texts.left.pop_front();
+            }
+            Err(error) => {
+                let _ = texts.reply.send(Err(error));
+                return None;
+            }
+        }
+    }
+    if texts.left.is_empty() {
+        let _ = texts.reply.send(Ok(texts.done));
+        return None;
+    }
+    Some(texts)
 }
 
 fn submit(engine: &mut Engine, live: &mut HashMap<SequenceId, Live>, submission: Submission) {

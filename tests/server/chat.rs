@@ -100,7 +100,9 @@ fn a_conversation_is_answered_whole_and_in_a_stream() {
 
 #[test]
 fn reasoning_and_calls_are_told_apart_from_text() {
-    let template = format!("{TEMPLATE}{{# <think> #}}{{% if tools %}}{{{{ tools }}}}{{% endif %}}");
+    let template = format!(
+        "{TEMPLATE}{{# <think> <tool_call> #}}{{% if tools %}}{{{{ tools }}}}{{% endif %}}"
+    );
     let request = request(json!({"tools": [{"type": "function", "function": {
         "name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}
     }}]}));

@@ -84,7 +84,8 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut first = String::new();
         lines.read_line(&mut first).unwrap();
-        let address = first.trim().strip_prefix("listening on http://");
+        let address = first.trim().strip_prefix("listening on http");
+        let address = address.map(|rest| rest.trim_start_matches("s").trim_start_matches("://"));
         let address = address.unwrap_or_else(|| panic!("{first}")).to_string();
         let stderr = Arc::new(Mutex::new(first));
         let said = Arc::clone(&stderr);

@@ -54,25 +54,58 @@ fn calls_are_calls_where_tools_were_offered() {
     let function = &said["tool_calls"][0]["function"];
     assert_eq!(*function, json!({"name": "weather", "arguments": "{\"city\": \"Oslo\"}"}));
     assert_eq!(finish, "tool_calls");
-    // Nobody offered a tool: these are words.
-    let (said, finish) = message(&request(json!({})), answer);
-    assert_eq!(said["content"], "{\"city\": \"Oslo\"}");
-    assert!(said.get("tool_calls").is_none());
-    assert_eq!(finish, "stop");
 }
 
 #[test]
-fn what_is_not_in_the_format_is_text_and_no_error() {
-    for (answer, content) in [
-        ("No header at all.<|return|>", "No header at all."),
-        ("<|message|>Bare.<|return|>", "Bare."),
-        ("<|channel|>unheard<|message|>Odd.<|return|>", "Odd."),
-        ("<|channel|>final<|message|>{\"broken\": <|call|>", "{\"broken\": "),
-        ("<|call|>", ""),
+fn headers_that_are_none_cannot_be_produced() {
+    for answer in [
+        "No header at all.<|return|>",
+        "<|message|>Bare.<|return|>",
+        "<|channel|>unheard<|message|>Odd.<|return|>",
+        "<|call|>",
+        "<|channel|>commentary to=functions.unknown<|message|>{}<|call|>",
     ] {
-        let (said, _) = message(&request(json!({"tools": tools()})), answer);
-        assert_eq!(said["content"], content, "{answer}");
+        let request = request(json!({"tools": tools(), "max_tokens": 60}));
+        let (whole, _) = ask(&HARMONY, TEMPLATE, &request, answer);
+        let message = &whole["choices"][0]["message"];
+        let text = message.to_string();
+        assert!(!text.contains("<|") && !text.contains("unheard"), "{answer}: {text}");
+        for call in message["tool_calls"].as_array().into_iter().flatten() {
+            assert_eq!(call["function"]["name"], "weather", "{answer}");
+        }
     }
+}
+
+#[test]
+fn grammars_are_for_the_answer_and_not_for_the_reasoning() {
+    let format = json!({"type": "json_schema", "json_schema": {"name": "sky", "schema": {
+        "type": "object", "properties": {"sky": {"enum": ["clear", "rain"]}},
+        "required": ["sky"], "additionalProperties": false
+    }}});
+    let (said, finish) = message(
+        &request(json!({"response_format": format, "max_tokens": 60})),
+        "<|channel|>analysis<|message|>So {.<|end|><|start|>assistant<|channel|>final<|message|>It rains.<|return|>",
+    );
+    assert_eq!(said["reasoning"], "So {.");
+    let answer: Value = serde_json::from_str(said["content"].as_str().unwrap()).unwrap();
+    assert!(["clear", "rain"].contains(&answer["sky"].as_str().unwrap()));
+    assert_eq!(finish, "stop");
+
+    // A tool that must be called is, with arguments of its schema.
+    let mut tools = tools();
+    tools[0]["function"]["parameters"] = json!({
+        "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"],
+        "additionalProperties": false
+    });
+    let (said, finish) = message(
+        &request(json!({"tools": tools, "tool_choice": "required", "max_tokens": 150})),
+        "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>No.<|return|>",
+    );
+    let function = &said["tool_calls"][0]["function"];
+    assert_eq!(function["name"], "weather", "{said}");
+    let arguments: Value = serde_json::from_str(function["arguments"].as_str().unwrap()).unwrap();
+    assert!(["Oslo", "Rome"].contains(&arguments["city"].as_str().unwrap()));
+    assert_eq!(finish, "tool_calls");
 }
 
 #[test]

@@ -8,10 +8,16 @@ mod scripted;
 mod chat;
 mod client;
 mod completions;
+mod embeddings;
 mod errors;
 mod harmony;
 mod hostile;
+mod messages;
 mod models;
+mod openapi;
 mod operations;
+mod responses;
+mod settings;
+mod structured;
 
 use common::testdata;

@@ -97,12 +97,36 @@ fn a_key_opens_everything_but_health() {
         let expected = if header.ends_with("first ") { 200 } else { 401 };
         assert_eq!(server.send("GET", "/v1/models", &[header], "").status, expected, "{header}");
     }
+    // A browser asks for a password, and sends it with a name before it.
+    let page = server.get("/");
+    assert_eq!(page.status, 401);
+    assert!(page.header("www-authenticate").unwrap().starts_with("Basic"));
+    let basic = "Authorization: Basic bWU6c2Vjb25k";
+    assert_eq!(server.send("GET", "/", &[basic], "").status, 200);
+    assert_eq!(server.send("GET", "/v1/models", &[basic], "").status, 200);
+    assert_eq!(server.send("GET", "/", &["Authorization: Basic bWU6d3Jvbmc="], "").status, 401);
     for header in
         ["Authorization: Bearer first", "authorization: bearer second", "X-Api-Key: second"]
     {
         assert_eq!(server.send("GET", "/v1/models", &[header], "").status, 200, "{header}");
     }
     assert!(!server.stderr().contains("first"), "keys are not logged");
+}
+
+#[test]
+fn the_page_asks_for_nothing_from_elsewhere() {
+    let server = Server::demo(&[]);
+    let page = server.get("/");
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.contains("script-src 'sha256-"));
+    for part in ["src=", "@import", "url(", "<link rel=\"stylesheet\""] {
+        assert!(!page.body.contains(part), "{part}");
+    }
+    assert!(!page.body.contains("https://") && !page.body.contains("http://"), "an address");
+    assert_eq!(page.body.matches("<script").count(), 1);
+    assert!(!page.body.contains("innerHTML"));
 }
 
 #[test]
