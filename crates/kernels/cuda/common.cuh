@@ -13,7 +13,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 // Weights are read once: they must not push activations out of the first-level cache.
 __device__ __forceinline__ uint4 stream_16(const void* p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
@@ -26,6 +26,19 @@ __device__ __forceinline__ uint32_t stream_4(const void* p) {
     uint32_t v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
+}
+
+// A kernel may be launched while the one before it still runs (programmatic dependent launch, from compute capability 9.0
+// on): what it reads or writes that others write or read comes after `wait_for_previous`. All threads call both.
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Sums and maxima over a warp: every lane gets the same bits.

@@ -10,11 +10,13 @@ using namespace oxgpt;
 // Grid: (rows), blocks of 32 threads, n_experts floats of shared memory.
 extern "C" __global__ void __launch_bounds__(32) route(const __grid_constant__ RouteParams p) {
     extern __shared__ float logits[];
+    wait_for_previous();
+    launch_dependents();
     int64_t row = blockIdx.x;
     int lane = threadIdx.x;
     float most = -CUDART_INF_F;
     for (int i = lane; i < p.n_experts; i += WARP) {
-        logits[i] = p.logits[row * p.n_experts + i];
+        logits[i] = __ldcg(p.logits + row * p.n_experts + i);
         most = fmaxf(most, logits[i]);
     }
     most = warp_max(most);
@@ -57,9 +59,11 @@ extern "C" __global__ void __launch_bounds__(32) route(const __grid_constant__ R
 // Grid: (1), blocks of 256 threads, n_experts + 1 ints of shared memory.
 extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_constant__ GroupParams p) {
     extern __shared__ int first_group[];
+    wait_for_previous();
+    launch_dependents();
     for (int e = threadIdx.x; e < p.n_experts; e += blockDim.x) {
         int count = 0;
-        for (int s = 0; s < p.slots; s++) count += p.experts[s] == e;
+        for (int s = 0; s < p.slots; s++) count += __ldcg(p.experts + s) == e;
         first_group[e + 1] = (count + p.group_size - 1) / p.group_size;
     }
     __syncthreads();
@@ -72,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_const
         int32_t* group = p.groups + (int64_t)first_group[e] * GROUP_WORDS;
         int count = 0;
         for (int s = 0; s < p.slots; s++) {
-            if (p.experts[s] != e) continue;
+            if (__ldcg(p.experts + s) != e) continue;
             if (count == p.group_size) {
                 group[0] = e, group[1] = count;
                 group += GROUP_WORDS, count = 0;
@@ -89,13 +93,15 @@ extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_const
 
 // out[r] += sum over k of weights[r][k] * x[r * top_k + k]. Grid: (ceil(width / 256), rows), blocks of 256 threads.
 extern "C" __global__ void combine(const __grid_constant__ CombineParams p) {
+    wait_for_previous();
+    launch_dependents();
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= p.width) return;
     int64_t row = blockIdx.y;
     float sum = 0.0f;
     for (int k = 0; k < p.top_k; k++) {
         int64_t slot = row * p.top_k + k;
-        sum = __fmaf_rn(p.weights[slot], p.x[slot * p.width + i], sum);
+        sum = __fmaf_rn(__ldcg(p.weights + slot), __ldcg(p.x + slot * p.width + i), sum);
     }
     p.out[row * p.width + i] += sum;
 }

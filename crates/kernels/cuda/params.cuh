@@ -53,25 +53,50 @@ struct NormParams {
     int32_t segments;    // normed one by one in each row, side by side, with the same weight
     float eps;
     int32_t centered;  // LayerNorm; else RMSNorm
+    int32_t rows;
+    int32_t unused;
 };
-static_assert(sizeof(NormParams) == 56, "shared with src/params.rs");
+static_assert(sizeof(NormParams) == 64, "shared with src/params.rs");
+
+// A matrix of a product, or some of its rows.
+struct Part {
+    Planes weight;
+    const float* bias;    // null without one
+    int32_t rows;         // outputs
+    int32_t first_row;    // of the matrix (of one expert)
+    int32_t matrix_rows;  // of the matrix (of one expert)
+    int32_t start;        // where the outputs begin in a row of out
+};
+static_assert(sizeof(Part) == 56, "shared with src/params.rs");
 
 struct ProductParams {
-    Planes weight;
+    Part parts[3];
     const float* x;
-    const float* bias;      // null without one
+    const uint32_t* x_rows;    // the row of x for each token; null where they are the same
+    const float* norm_weight;  // null where x is not normed first
+    const float* norm_bias;    // null without one
+    const int32_t* groups;     // null, or see moe.cu: which rows of x meet which expert's weights
+    const int32_t* experts;    // of each slot, where they are combined
+    const float* shares;       // of each slot
     float* out;
-    const int32_t* groups;  // null, or see moe.cu: which rows of x meet which expert's weights
-    int32_t rows;           // of the weights (of one expert)
+    int32_t n_parts;
     int32_t cols;
     int32_t chunks;         // of one row of the weights
     int32_t tokens;
+    int32_t at_once;        // tokens of a block, or of a group at the most
     int32_t x_stride;
     int32_t out_stride;
-    int32_t accumulate;     // add to what out has
     int32_t slots_per_row;  // with groups: slots that share a row of x
+    int32_t ending;         // see matvec.cuh
+    int32_t activation;
+    int32_t choices;        // slots of a row, where they are combined
+    int32_t centered;       // LayerNorm; else RMSNorm
+    float eps;
+    float limit;            // of the clamped SwiGLU
+    float alpha;
+    int32_t unused;
 };
-static_assert(sizeof(ProductParams) == 96, "shared with src/params.rs");
+static_assert(sizeof(ProductParams) == 296, "shared with src/params.rs");
 
 // Of a tile of tokens of one expert: expert, first place in the order of slots, how many, up to TILE_SLOTS.
 constexpr int TILE_WORDS = 3, TILE_SLOTS = 256;

@@ -54,8 +54,8 @@ __device__ __forceinline__ void affine(uint32_t c, float scale, float add, float
     w[2] = __fmaf_rn(scale, number<2>(c), add);
     w[3] = __fmaf_rn(scale, number<3>(c), add);
 }
-// w[i] = scale * table[code], of a table of sixteen signed bytes
-__device__ __forceinline__ void looked_up(uint32_t c, const uint4& table, float scale, float* w) {
+// table[code] of each byte, of a table of sixteen signed bytes
+__device__ __forceinline__ uint32_t looked_up(uint32_t c, const uint4& table) {
     // A byte permutation looks four codes up at once in eight bytes; bit 3 of a code says which eight.
     uint32_t selector = c | c >> 4;                                // codes of bytes 0, 1 | 2, 3 in nibbles 0, 1 | 4, 5
     selector = (selector & 0xffu) | ((selector >> 8) & 0xff00u);   // in nibbles 0 to 3
@@ -63,7 +63,11 @@ __device__ __forceinline__ void looked_up(uint32_t c, const uint4& table, float 
     uint32_t upper = __byte_perm(table.z, table.w, selector & 0x7777u);
     // 0xff in the bytes whose code has bit 3.
     uint32_t mask = ((c >> 3) & 0x01010101u) * 0xffu;
-    uint32_t bytes = (lower & ~mask) | (upper & mask);
+    return (lower & ~mask) | (upper & mask);
+}
+// w[i] = scale * table[code]
+__device__ __forceinline__ void looked_up(uint32_t c, const uint4& table, float scale, float* w) {
+    uint32_t bytes = looked_up(c, table);
     w[0] = scale * signed_byte<0>(bytes);
     w[1] = scale * signed_byte<1>(bytes);
     w[2] = scale * signed_byte<2>(bytes);
@@ -223,6 +227,11 @@ template <> struct Weights<Q2_K> {
         affine(pairs<J>(r.q), scale, -min, w);
     }
 };
+// Scale `i` of the 16 of a Q3_K superblock.
+template <class Raw> __device__ __forceinline__ float q3_scale(const Raw& r, int i) {
+    uint32_t low = (r.low >> (8 * (i & 3) + 4 * (i / 8))) & 15u, high = (r.high >> (8 * (i & 3) + 2 * (i / 4))) & 3u;
+    return half_bits(r.d) * (float)((int)(low | high << 4) - 32);
+}
 template <> struct Weights<Q3_K> {
     static constexpr int VALUES = 32;
     struct Raw { uint2 q; uint32_t third; uint32_t low, high; uint16_t d; int group; };
@@ -235,12 +244,15 @@ template <> struct Weights<Q3_K> {
                 u16(p.super, index / 8), group};
     }
     template <int J> __device__ static void part(const Raw& r, float* w) {
-        int i = 2 * r.group + J / 4;
-        uint32_t low = (r.low >> (8 * (i & 3) + 4 * (i / 8))) & 15u, high = (r.high >> (8 * (i & 3) + 2 * (i / 4))) & 3u;
-        float scale = half_bits(r.d) * (float)((int)(low | high << 4) - 32);
+        float scale = q3_scale(r, 2 * r.group + J / 4);
         scaled(pairs<J>(r.q) | single_bits<J>(r.third) << 2, scale, 4.0f, w);
     }
 };
+// The scale of a group of an IQ4_XS superblock.
+template <class Raw> __device__ __forceinline__ float iq4_xs_scale(const Raw& r) {
+    uint32_t low = (r.header.y >> (4 * r.group)) & 15u, high = (r.header.x >> (16 + 2 * r.group)) & 3u;
+    return half_bits(r.header.x & 0xffffu) * (float)((int)(low | high << 4) - 32);
+}
 template <> struct Weights<IQ4_XS> {
     static constexpr int VALUES = 32;
     struct Raw { uint4 q; uint2 header; int group; };
@@ -248,8 +260,7 @@ template <> struct Weights<IQ4_XS> {
         return {stream_16(p.low + index * 16), __ldg((const uint2*)p.scales + index / 8), (int)(index & 7)};
     }
     template <int J> __device__ static void part(const Raw& r, float* w) {
-        uint32_t low = (r.header.y >> (4 * r.group)) & 15u, high = (r.header.x >> (16 + 2 * r.group)) & 3u;
-        looked_up(nibbles<J>(r.q), iq4_table(), half_bits(r.header.x & 0xffffu) * (float)((int)(low | high << 4) - 32), w);
+        looked_up(nibbles<J>(r.q), iq4_table(), iq4_xs_scale(r), w);
     }
 };
 

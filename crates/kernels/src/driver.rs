@@ -148,8 +148,8 @@ fn device_info(
     })
 }
 
-/// Shared memory that a kernel may have without asking for more.
-const DEFAULT_SHARED_BYTES: usize = 48 << 10;
+/// Shared memory that a launch may ask for without more ado: of 48 KiB, kernels have some for themselves.
+const DEFAULT_SHARED_BYTES: usize = 24 << 10;
 
 impl Gpu {
     /// Opens device `ordinal` and loads the kernels.
@@ -305,6 +305,32 @@ impl Gpu {
         shared_bytes: usize,
         params: &P,
     ) -> Result<(), CudaError> {
+        self.launch_with(name, grid, threads, shared_bytes, params, false)
+    }
+
+    /// As [`Gpu::launch`], for a kernel that waits for the one before it by itself (`wait_for_previous`), and so may be started
+    /// while that one still runs, where the device can do that.
+    pub(crate) fn launch_early<P: Params>(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        let early = self.info().capability >= (9, 0);
+        self.launch_with(name, grid, threads, shared_bytes, params, early)
+    }
+
+    fn launch_with<P: Params>(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+        early: bool,
+    ) -> Result<(), CudaError> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -321,26 +347,37 @@ impl Gpu {
             // SAFETY: the function is one of a loaded module.
             let result = unsafe { sys::cuFuncSetAttribute(function.0, most, shared_bytes as i32) };
             check("cuFuncSetAttribute", result)?;
+            // Blocks of two kernels at once, as far as they fit.
+            let share =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: as above.
+            check("cuFuncSetAttribute", unsafe {
+                sys::cuFuncSetAttribute(function.0, share, 100)
+            })?;
         }
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = early.into();
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0] as u32,
+            gridDimY: grid[1] as u32,
+            gridDimZ: grid[2] as u32,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.stream(),
+            attrs: &mut attribute,
+            numAttrs: early.into(),
+        };
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
-        // before it returns.
+        // before it returns, as it does the attribute.
         let result = unsafe {
-            sys::cuLaunchKernel(
-                function.0,
-                grid[0] as u32,
-                grid[1] as u32,
-                grid[2] as u32,
-                threads,
-                1,
-                1,
-                shared_bytes as u32,
-                self.stream(),
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&config, function.0, arguments.as_mut_ptr(), ptr::null_mut())
         };
-        check("cuLaunchKernel", result)
+        check("cuLaunchKernelEx", result)
     }
 }
 

@@ -40,6 +40,9 @@ pub use memory::{Arena, Buf, Element};
 pub use moe::{Routing, combine, group_slots, group_words, route};
 pub use norm::{Norm, norm};
 pub use pack::{Packed, PackedRoom};
-pub use product::{Grouped, Place, product, product_grouped};
+pub use product::{
+    Choices, Ending, Grouped, Inputs, Outputs, Place, can_combine, product, product_combined,
+    product_grouped, product_grouped_of, product_of,
+};
 pub use rope::{Rope, rotate, rotations};
 pub use weights::{Matrix, Uploader, WeightType};

@@ -69,7 +69,7 @@ pub fn route(
         renormalize: routing.renormalize.into(),
         unused: 0,
     };
-    gpu.launch("route", [rows, 1, 1], 32, 4 * routing.experts, &params)
+    gpu.launch_early("route", [rows, 1, 1], 32, 4 * routing.experts, &params)
 }
 
 /// Gathers the slots of each expert for [`crate::product_grouped`].
@@ -95,7 +95,7 @@ pub fn group_slots(
         group_size: group_size as i32,
         max_groups: max_groups as i32,
     };
-    gpu.launch("group_slots", [1, 1, 1], 256, 4 * (routing.experts + 1), &params)
+    gpu.launch_early("group_slots", [1, 1, 1], 256, 4 * (routing.experts + 1), &params)
 }
 
 /// `out[r] += sum over k of weights[r][k] * x[r * top_k + k]` for `rows` rows of `width` elements.
@@ -119,5 +119,5 @@ pub fn combine(
         width: width as i32,
         top_k: top_k as i32,
     };
-    gpu.launch("combine", [width.div_ceil(256), rows, 1], 256, 0, &params)
+    gpu.launch_early("combine", [width.div_ceil(256), rows, 1], 256, 0, &params)
 }

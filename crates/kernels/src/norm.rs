@@ -57,6 +57,13 @@ pub fn norm(
         segments: segments as i32,
         eps: norm.eps,
         centered: norm.centered.into(),
+        rows: rows as i32,
+        unused: 0,
     };
-    gpu.launch("norm_rows", [rows, segments, 1], 256, 0, &params)
+    let all = rows * segments;
+    match width {
+        // Fewer threads have enough to do.
+        ..=1024 => gpu.launch_early("norm_four", [all.div_ceil(4), 1, 1], 512, 0, &params),
+        _ => gpu.launch_early("norm_rows", [all, 1, 1], 512, 0, &params),
+    }
 }

@@ -32,6 +32,20 @@ pub(crate) struct Planes {
 
 const _: () = assert!(size_of::<Planes>() == 32);
 
+/// A matrix of a product, or some of its rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub weight: Planes,
+    pub bias: u64,
+    pub rows: i32,
+    pub first_row: i32,
+    pub matrix_rows: i32,
+    pub start: i32,
+}
+
+const _: () = assert!(size_of::<Part>() == 56);
+
 params! {
     RepackParams, 48 {
         blocks: u64,
@@ -60,7 +74,7 @@ params! {
         out: u64,
         width: i64,
     }
-    NormParams, 56 {
+    NormParams, 64 {
         x: u64,
         weight: u64,
         bias: u64,
@@ -71,21 +85,35 @@ params! {
         segments: i32,
         eps: f32,
         centered: i32,
-    }
-    ProductParams, 96 {
-        weight: Planes,
-        x: u64,
-        bias: u64,
-        out: u64,
-        groups: u64,
         rows: i32,
+        unused: i32,
+    }
+    ProductParams, 296 {
+        parts: [Part; 3],
+        x: u64,
+        x_rows: u64,
+        norm_weight: u64,
+        norm_bias: u64,
+        groups: u64,
+        experts: u64,
+        shares: u64,
+        out: u64,
+        n_parts: i32,
         cols: i32,
         chunks: i32,
         tokens: i32,
+        at_once: i32,
         x_stride: i32,
         out_stride: i32,
-        accumulate: i32,
         slots_per_row: i32,
+        ending: i32,
+        activation: i32,
+        choices: i32,
+        centered: i32,
+        eps: f32,
+        limit: f32,
+        alpha: f32,
+        unused: i32,
     }
     PackParams, 48 {
         x: u64,

@@ -1,39 +1,28 @@
-//! Products of rows of activations with a matrix of weights.
+//! Products of a few rows of activations with matrices of weights, and what is computed before and after them on the way.
 
+use crate::activate::{Activation, Gated};
 use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::memory::Buf;
 use crate::moe::{GROUP_SIZE, GROUP_WORDS, max_groups};
-use crate::params::ProductParams;
-use crate::weights::{Matrix, kernel_names};
+use crate::norm::Norm;
+use crate::params::{Part, ProductParams};
+use crate::weights::{Matrix, WeightType, kernel_names};
 
-/// Outputs of a block of the kernels, divided by the rows of a warp.
-const WARPS: usize = 8;
+const THREADS: u32 = 512;
+/// The most matrices of one launch.
+const MOST_PARTS: usize = 3;
+/// The most experts whose products are summed by one launch.
+const MOST_CHOICES: usize = 8;
+/// Shared memory that a block may have beyond what the kernels have for themselves.
+const SHARED_BYTES: usize = (227 << 10) - (18 << 10);
 
-/// The kernels by how many tokens and how many rows a warp takes at once.
-const ONE_TOKEN_ONE_ROW: [&str; 16] = kernel_names!("matvec_", "_1_1");
-const ONE_TOKEN: [&str; 16] = kernel_names!("matvec_", "_1_4");
-const FOUR_TOKENS: [&str; 16] = kernel_names!("matvec_", "_4_2");
-const EIGHT_TOKENS: [&str; 16] = kernel_names!("matvec_", "_8_2");
-
-/// The kernel for `tokens` tokens that meet the same `outputs` rows of weights, with its tokens and its rows for each warp. An
-/// output has the same bits from each.
-fn kernel(
-    gpu: &Gpu,
-    weight: &Matrix,
-    outputs: usize,
-    tokens: usize,
-) -> (&'static str, usize, usize) {
-    let kind = weight.kind() as usize;
-    // Few rows are spread over more warps, or multiprocessors would have nothing to do.
-    let few = 2 * gpu.info().multiprocessors as usize * WARPS * 4;
-    match tokens {
-        0 | 1 if outputs < few => (ONE_TOKEN_ONE_ROW[kind], 1, 1),
-        0 | 1 => (ONE_TOKEN[kind], 1, 4),
-        2..=4 => (FOUR_TOKENS[kind], 4, 2),
-        _ => (EIGHT_TOKENS[kind], 8, 2),
-    }
-}
+/// The kernels for one row and for up to eight, without and with a gate beside each output. An output has the same bits from
+/// each.
+const ONE: [&str; 16] = kernel_names!("matvec_", "_1_1");
+const ONE_GATED: [&str; 16] = kernel_names!("matvec_", "_1_2");
+const EIGHT: [&str; 16] = kernel_names!("matvec_", "_8_1");
+const EIGHT_GATED: [&str; 16] = kernel_names!("matvec_", "_8_2");
 
 /// Where the outputs of a product go: row `r` to `stride * r + start` and what follows.
 #[derive(Clone, Copy, Debug)]
@@ -51,29 +40,274 @@ impl Place {
     }
 }
 
+/// Which slots meet which expert, as [`crate::group_slots`] wrote it.
+#[derive(Clone, Copy)]
+pub struct Grouped<'a> {
+    /// The groups.
+    pub groups: &'a Buf<i32>,
+    /// Rows.
+    pub rows: usize,
+    /// Experts of one row: there are `rows * top_k` slots.
+    pub top_k: usize,
+    /// Experts in all, whose weights lie one after another.
+    pub experts: usize,
+}
+
+/// The experts that a row goes to, and their shares in its sum, as [`crate::route`] wrote them.
+#[derive(Clone, Copy)]
+pub struct Choices<'a> {
+    /// Of each slot.
+    pub experts: &'a Buf<i32>,
+    /// Of each slot.
+    pub shares: &'a Buf<f32>,
+    /// Slots.
+    pub top_k: usize,
+    /// Experts in all, whose weights lie one after another.
+    pub experts_in_all: usize,
+}
+
+/// The weights that outputs are made with.
+#[derive(Clone, Copy)]
+pub struct Outputs<'a> {
+    /// (outputs, width of x), of all experts one after another.
+    pub weight: &'a Matrix,
+    /// Of each output.
+    pub bias: Option<&'a Buf<f32>>,
+}
+
+/// What becomes of `v = weight * x + bias`.
+#[derive(Clone, Copy)]
+pub enum Ending {
+    /// `out = v`
+    Store,
+    /// `out += v`
+    Add,
+    /// `out = activation(v)`
+    Activate(Activation),
+    /// `out = gated(gate, up)`, of which one matrix has the rows of both, or two have one each.
+    Gated(Gated),
+}
+
+/// What a product reads.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// (rows, columns of the weights)
+    pub x: &'a Buf<f32>,
+    /// The row of `x` for each token, where it is another.
+    pub x_rows: Option<&'a Buf<u32>>,
+    /// Applied to `x` first.
+    pub norm: Option<Norm<'a>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Rows as they are.
+    pub fn plain(x: &'a Buf<f32>) -> Self {
+        Inputs { x, x_rows: None, norm: None }
+    }
+}
+
+/// As `cuda/matvec.cuh` numbers them.
+const STORE: i32 = 0;
+const ADD: i32 = 1;
+const ACTIVATE: i32 = 2;
+const GATED: i32 = 3;
+const COMBINE: i32 = 4;
+
+/// As `cuda/activation.cuh` numbers it.
+const CLAMPED_SWIGLU: i32 = 6;
+
+/// Whether [`product_combined`] takes weights like `weight` of `choices` experts.
+pub fn can_combine(weight: &Matrix, choices: usize) -> bool {
+    choices <= MOST_CHOICES && shared_bytes(weight, choices, true) <= SHARED_BYTES
+}
+
+/// Parameters that are ready but for what the kind of product adds.
 fn params(
     out: &Buf<f32>,
     place: Place,
-    x: &Buf<f32>,
-    weight: &Matrix,
-    bias: Option<&Buf<f32>>,
+    inputs: Inputs<'_>,
+    outputs: &[Outputs<'_>],
+    experts: usize,
+    ending: Ending,
 ) -> ProductParams {
-    assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
-    ProductParams {
-        weight: weight.planes(),
-        x: x.address(),
-        bias: bias.map_or(0, Buf::address),
-        out: out.address() + 4 * place.start as u64,
-        groups: 0,
-        rows: weight.rows() as i32,
-        cols: weight.cols() as i32,
-        chunks: weight.chunks() as i32,
-        tokens: 0,
-        x_stride: weight.cols() as i32,
-        out_stride: place.stride as i32,
-        accumulate: 0,
-        slots_per_row: 1,
+    let first = outputs.first().expect("a product has weights");
+    let cols = first.weight.cols();
+    let mut start = 0;
+    let part = |outputs: &Outputs<'_>, rows: std::ops::Range<usize>, start: usize| {
+        let Outputs { weight, bias } = *outputs;
+        assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
+        assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
+        assert!(weight.kind() == first.weight.kind() && weight.cols() == cols, "weights differ");
+        Part {
+            weight: weight.planes(),
+            bias: bias.map_or(0, Buf::address),
+            rows: rows.len() as i32,
+            first_row: rows.start as i32,
+            matrix_rows: (weight.rows() / experts) as i32,
+            start: start as i32,
+        }
+    };
+    let rows = |outputs: &Outputs<'_>| outputs.weight.rows() / experts;
+    let mut parts: Vec<Part> = Vec::new();
+    match (ending, outputs) {
+        (Ending::Gated(_), [one]) => {
+            let half = rows(one) / 2;
+            parts.extend([part(one, 0..half, 0), part(one, half..2 * half, 0)]);
+        }
+        (Ending::Gated(_), [gate, up]) => {
+            assert_eq!(rows(gate), rows(up), "as many gates as ups");
+            parts.extend([part(gate, 0..rows(gate), 0), part(up, 0..rows(up), 0)]);
+        }
+        (Ending::Gated(_), _) => panic!("a gate and an up are in one matrix or two"),
+        _ => {
+            for one in outputs {
+                parts.push(part(one, 0..rows(one), start));
+                start += rows(one);
+            }
+        }
     }
+    assert!(parts.len() <= MOST_PARTS, "{} matrices", parts.len());
+    let (count, unused) = (parts.len(), parts[0]);
+    parts.resize(MOST_PARTS, unused);
+    let (mut limit, mut alpha) = (0.0, 0.0);
+    let (ending, activation) = match ending {
+        Ending::Store => (STORE, 0),
+        Ending::Add => (ADD, 0),
+        Ending::Activate(activation) => (ACTIVATE, activation as i32),
+        Ending::Gated(Gated::Plain(activation)) => (GATED, activation as i32),
+        Ending::Gated(Gated::ClampedSwiglu { limit: l, alpha: a }) => {
+            (limit, alpha) = (l, a);
+            (GATED, CLAMPED_SWIGLU)
+        }
+    };
+    let norm = inputs.norm;
+    assert!(norm.is_none_or(|norm| norm.weight.len() >= cols), "the norm is too short");
+    let norm_bias = norm.and_then(|norm| norm.bias);
+    assert!(norm_bias.is_none_or(|bias| bias.len() >= cols), "the norm's bias is too short");
+    ProductParams {
+        parts: parts.try_into().expect("resized to it"),
+        x: inputs.x.address(),
+        x_rows: inputs.x_rows.map_or(0, Buf::address),
+        norm_weight: norm.map_or(0, |norm| norm.weight.address()),
+        norm_bias: norm_bias.map_or(0, Buf::address),
+        groups: 0,
+        experts: 0,
+        shares: 0,
+        out: out.address() + 4 * place.start as u64,
+        n_parts: count as i32,
+        cols: cols as i32,
+        chunks: first.weight.chunks() as i32,
+        tokens: 1,
+        at_once: 1,
+        x_stride: cols as i32,
+        out_stride: place.stride as i32,
+        slots_per_row: 1,
+        ending,
+        activation,
+        choices: 1,
+        centered: norm.is_some_and(|norm| norm.centered).into(),
+        eps: norm.map_or(0.0, |norm| norm.eps),
+        limit,
+        alpha,
+        unused: 0,
+    }
+}
+
+/// Outputs of one row.
+fn width(outputs: &[Outputs<'_>], experts: usize, ending: Ending) -> usize {
+    let all: usize = outputs.iter().map(|outputs| outputs.weight.rows() / experts).sum();
+    if matches!(ending, Ending::Gated(_)) { all / 2 } else { all }
+}
+
+/// Lanes that share a row of weights, and rows of a tile.
+fn tile(weight: &Matrix) -> (usize, usize) {
+    match weight.kind() {
+        WeightType::F32 | WeightType::BF16 => (32, 1),
+        _ => (4, 8),
+    }
+}
+
+/// Bytes of a lane's chunk on its way, `BYTES` of `Operand<TYPE>`.
+fn lane_bytes(weight: &Matrix) -> usize {
+    match weight.kind() {
+        WeightType::F32 | WeightType::F16 | WeightType::BF16 | WeightType::Q2_K => 16,
+        WeightType::Q8_0 | WeightType::Q4_0 | WeightType::Q4_1 => 20,
+        WeightType::IQ4_NL | WeightType::MXFP4 => 20,
+        WeightType::Q5_0 | WeightType::Q5_1 | WeightType::Q3_K | WeightType::IQ4_XS => 24,
+        WeightType::Q4_K | WeightType::Q6_K => 32,
+        WeightType::Q5_K => 36,
+    }
+}
+
+/// Shared memory that a launch asks for: rings of weights, and `rows` rows of x with a scale for each chunk.
+fn shared_bytes(weight: &Matrix, rows: usize, one: bool) -> usize {
+    // A gate and an up are two rows of half as many steps.
+    let stages = if one { 6 } else { 4 };
+    let ring = THREADS as usize * stages * lane_bytes(weight);
+    let chunks = weight.chunks().next_multiple_of(tile(weight).0);
+    ring + rows * chunks * (4 * weight.chunk_values() + 4)
+}
+
+/// Launches with `blocks` groups, or runs of tokens, whose rows of x are at most `rows` at once.
+fn launch(
+    gpu: &Gpu,
+    weight: &Matrix,
+    params: &ProductParams,
+    blocks: usize,
+    rows: usize,
+) -> Result<(), CudaError> {
+    let kind = weight.kind() as usize;
+    let gated = params.ending == GATED;
+    let one = params.at_once == 1;
+    let kernel = match (one, gated) {
+        (true, false) => ONE[kind],
+        (true, true) => ONE_GATED[kind],
+        (false, false) => EIGHT[kind],
+        (false, true) => EIGHT_GATED[kind],
+    };
+    let parts = &params.parts[..if gated { 1 } else { params.n_parts as usize }];
+    let (_, tile) = tile(weight);
+    let tiles: usize = parts.iter().map(|part| (part.rows as usize).div_ceil(tile)).sum();
+    // One block for each multiprocessor leaves room for the first blocks of what comes next, whose weights are then already
+    // on their way.
+    let share = (gpu.info().multiprocessors as usize).div_ceil(blocks.max(1));
+    // Groups may be fewer than there is room for.
+    let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
+    let grid = [tiles.min(share), blocks, 1];
+    gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params)
+}
+
+/// Blocks that share the tiles of a group, where it is not known how many groups there are.
+const BLOCKS_OF_A_GROUP: usize = 33;
+
+/// `ending(norm(x) * weights.transposed() + biases)` for `tokens` rows. The weights are of one type, their outputs one after
+/// another.
+///
+/// # Errors
+/// When the driver fails.
+pub fn product_of(
+    gpu: &Gpu,
+    out: &mut Buf<f32>,
+    place: Place,
+    inputs: Inputs<'_>,
+    outputs: &[Outputs<'_>],
+    ending: Ending,
+    tokens: usize,
+) -> Result<(), CudaError> {
+    place.check(out, tokens, width(outputs, 1, ending));
+    let weight = outputs[0].weight;
+    match inputs.x_rows {
+        None => assert!(tokens * weight.cols() <= inputs.x.len(), "x is too short"),
+        Some(rows) => assert!(tokens <= rows.len(), "too few rows are named"),
+    }
+    let fits = |rows: &usize| shared_bytes(weight, *rows, *rows == 1) <= SHARED_BYTES;
+    let most = tokens.clamp(1, 8).next_power_of_two();
+    let at_once = [8, 4, 2, 1].into_iter().find(|rows| *rows <= most && fits(rows));
+    let at_once = at_once.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
+    let mut params = params(out, place, inputs, outputs, 1, ending);
+    params.tokens = tokens as i32;
+    params.at_once = at_once as i32;
+    launch(gpu, weight, &params, tokens.div_ceil(at_once), at_once)
 }
 
 /// `out = x * weight.transposed() + bias`, or added to `out`. `x` is (tokens, weight columns).
@@ -91,27 +325,8 @@ pub fn product(
     tokens: usize,
     accumulate: bool,
 ) -> Result<(), CudaError> {
-    place.check(out, tokens, weight.rows());
-    assert!(tokens * weight.cols() <= x.len(), "x is too short");
-    let (kernel, at_once, rows) = kernel(gpu, weight, weight.rows(), tokens);
-    let mut params = params(out, place, x, weight, bias);
-    params.tokens = tokens as i32;
-    params.accumulate = accumulate.into();
-    let grid = [weight.rows().div_ceil(WARPS * rows), tokens.div_ceil(at_once), 1];
-    gpu.launch(kernel, grid, 32 * WARPS as u32, 0, &params)
-}
-
-/// Which slots meet which expert, as [`crate::group_slots`] wrote it.
-#[derive(Clone, Copy)]
-pub struct Grouped<'a> {
-    /// The groups.
-    pub groups: &'a Buf<i32>,
-    /// Rows.
-    pub rows: usize,
-    /// Experts of one row: there are `rows * top_k` slots.
-    pub top_k: usize,
-    /// Experts in all, whose weights lie one after another.
-    pub experts: usize,
+    let ending = if accumulate { Ending::Add } else { Ending::Store };
+    product_of(gpu, out, place, Inputs::plain(x), &[Outputs { weight, bias }], ending, tokens)
 }
 
 /// Slots of a group where there are `rows` rows: no row chooses an expert twice.
@@ -123,8 +338,40 @@ pub(crate) fn group_size(rows: usize) -> usize {
     }
 }
 
-/// `out[slot] = x[row of the slot] * weight[expert of the slot].transposed() + bias[expert]`. `x` is (rows, weight columns), or
-/// (slots, weight columns) with `by_slot`.
+/// `out[slot] = ending(x[row of the slot] * weights[expert of the slot].transposed() + biases[expert])`, with a norm before it
+/// if there is one. `x` is (rows, weight columns), or (slots, weight columns) with `by_slot`.
+///
+/// # Errors
+/// When the driver fails.
+#[allow(clippy::too_many_arguments, reason = "they are the kernel's")]
+pub fn product_grouped_of(
+    gpu: &Gpu,
+    out: &mut Buf<f32>,
+    place: Place,
+    inputs: Inputs<'_>,
+    outputs: &[Outputs<'_>],
+    ending: Ending,
+    grouped: Grouped<'_>,
+    by_slot: bool,
+) -> Result<(), CudaError> {
+    let Grouped { groups, rows, top_k, experts } = grouped;
+    let (slots, weight) = (rows * top_k, outputs[0].weight);
+    let size = group_size(rows);
+    let count = max_groups(slots, experts, size);
+    assert!(count * GROUP_WORDS <= groups.len(), "too few groups");
+    place.check(out, slots, width(outputs, experts, ending));
+    let x_rows = if by_slot { slots } else { rows };
+    assert!(x_rows * weight.cols() <= inputs.x.len() && inputs.x_rows.is_none(), "x is too short");
+    let shared = shared_bytes(weight, size, size == 1);
+    assert!(shared <= SHARED_BYTES, "rows of {} elements", weight.cols());
+    let mut params = params(out, place, inputs, outputs, experts, ending);
+    params.groups = groups.address();
+    params.at_once = size as i32;
+    params.slots_per_row = if by_slot { 1 } else { top_k as i32 };
+    launch(gpu, weight, &params, count, size)
+}
+
+/// `out[slot] = x[row of the slot] * weight[expert of the slot].transposed() + bias[expert]`.
 ///
 /// # Errors
 /// When the driver fails.
@@ -139,21 +386,34 @@ pub fn product_grouped(
     grouped: Grouped<'_>,
     by_slot: bool,
 ) -> Result<(), CudaError> {
-    let Grouped { groups, rows, top_k, experts } = grouped;
-    assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
-    let (slots, outputs) = (rows * top_k, weight.rows() / experts);
-    let size = group_size(rows);
-    let count = max_groups(slots, experts, size);
-    assert!(count * GROUP_WORDS <= groups.len(), "too few groups");
-    place.check(out, slots, outputs);
-    let x_rows = if by_slot { slots } else { rows };
-    assert!(x_rows * weight.cols() <= x.len(), "x is too short");
-    let (kernel, at_once, warp_rows) = kernel(gpu, weight, outputs, size);
-    assert_eq!(at_once, size, "a group is what a kernel takes at once");
-    let mut params = params(out, place, x, weight, bias);
-    params.rows = outputs as i32;
-    params.groups = groups.address();
-    params.slots_per_row = if by_slot { 1 } else { top_k as i32 };
-    let grid = [outputs.div_ceil(WARPS * warp_rows), count, 1];
-    gpu.launch(kernel, grid, 32 * WARPS as u32, 0, &params)
+    let (inputs, outputs) = (Inputs::plain(x), [Outputs { weight, bias }]);
+    product_grouped_of(gpu, out, place, inputs, &outputs, Ending::Store, grouped, by_slot)
+}
+
+/// `out += sum over k of shares[k] * (x[k] * weight[experts[k]].transposed() + bias[experts[k]])` for one row, whose slots are
+/// the rows of `x`.
+///
+/// # Errors
+/// When the driver fails.
+pub fn product_combined(
+    gpu: &Gpu,
+    out: &mut Buf<f32>,
+    x: &Buf<f32>,
+    outputs: Outputs<'_>,
+    choices: Choices<'_>,
+) -> Result<(), CudaError> {
+    let Choices { experts, shares, top_k, experts_in_all } = choices;
+    let weight = outputs.weight;
+    assert!(can_combine(weight, top_k), "{top_k} rows of {}", weight.cols());
+    assert!(top_k <= experts.len() && top_k <= shares.len());
+    assert!(top_k * weight.cols() <= x.len(), "x is too short");
+    let place = Place { start: 0, stride: weight.rows() / experts_in_all };
+    place.check(out, 1, place.stride);
+    let inputs = Inputs::plain(x);
+    let mut params = params(out, place, inputs, &[outputs], experts_in_all, Ending::Add);
+    params.ending = COMBINE;
+    params.experts = experts.address();
+    params.shares = shares.address();
+    params.choices = top_k as i32;
+    launch(gpu, weight, &params, 1, top_k)
 }

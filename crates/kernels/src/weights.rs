@@ -194,6 +194,10 @@ impl Matrix {
         self.cols.div_ceil(self.kind.chunk_values())
     }
 
+    pub(crate) fn chunk_values(&self) -> usize {
+        self.kind.chunk_values()
+    }
+
     pub(crate) fn planes(&self) -> Planes {
         let [low, high, scales, super_scales] = &self.planes;
         Planes {
