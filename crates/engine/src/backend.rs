@@ -6,7 +6,9 @@ pub mod reference;
 
 use crate::batch::{Batch, BlockTables};
 use crate::format::{Bytes, DType};
-use crate::model::spec::{AttentionShape, Choice, Linear, Nonlinearity, Norm, Rope};
+use crate::kv::KvLayout;
+use crate::model::forward::Scratch;
+use crate::model::spec::{AttentionShape, Choice, Decoder, Linear, Nonlinearity, Norm, Rope};
 use std::ops::Range;
 
 /// A matrix of weights as the file has it, rows of `cols` elements one after another.
@@ -105,6 +107,22 @@ pub trait Backend: Send {
 
     /// Ends a pass.
     fn end(&mut self) {}
+
+    /// Computes a whole pass in a way of its own, with the same bits as the operations, and leaves the logits in `scratch`. Where it
+    /// says `false`, it has none for this pass and did nothing.
+    fn pass(
+        &mut self,
+        _decoder: &Decoder<Self::Matrix, Self::Vector>,
+        _layout: &KvLayout,
+        _kv: &mut [Self::Kv],
+        _batch: &Batch,
+        _scratch: &mut Scratch<Self>,
+    ) -> bool
+    where
+        Self: Sized,
+    {
+        false
+    }
 
     /// `out[r] = table[rows[r]] * scale`
     fn embed(&mut self, out: &mut Self::Buffer, table: &Self::Matrix, rows: &[u32], scale: f32);

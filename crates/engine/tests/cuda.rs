@@ -7,6 +7,7 @@ mod common;
 
 use common::{Golden, cases, engine, relative_l2, testdata};
 use oxgpt_engine::backend::cuda;
+use oxgpt_engine::batch::{Logits, Origin};
 use oxgpt_engine::engine::{Device, Engine, EngineError, EngineOptions, MemoryPlan};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::sampler::SamplingOptions;
@@ -127,6 +128,39 @@ fn chunks_and_repeats_do_not_change_a_bit() {
         let mut again = Vec::new();
         engine.score(&tokens, &mut |_, row| again.extend_from_slice(row)).unwrap();
         assert_eq!(bits(&again), first, "round {round}");
+    }
+}
+
+#[test]
+fn generated_tokens_have_the_same_bits_beside_others() {
+    if !has_gpu() {
+        return;
+    }
+    for case in &cases() {
+        let model = Model::open(&case.model_path()).unwrap();
+        let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
+        let tokens = &tokens[..tokens.len().min(12)];
+        // The logits of the first sequence at each step; the others have the same tokens in another order.
+        let first_of = |sequences: usize| -> Vec<Vec<u32>> {
+            let mut engine = engine(&model, GPU, 16, sequences);
+            let mut held: Vec<_> =
+                (0..sequences).map(|_| engine.hold(tokens.len()).unwrap()).collect();
+            let mut steps = Vec::new();
+            for step in 0..tokens.len() {
+                let next: Vec<[u32; 1]> =
+                    (0..sequences).map(|s| [tokens[(step + s) % tokens.len()]]).collect();
+                let next: Vec<&[u32]> = next.iter().map(|token| &token[..]).collect();
+                let logits =
+                    engine.compute(&mut held, &next, Origin::Generated, Logits::Last).unwrap();
+                steps.push(bits(&logits[..logits.len() / sequences]));
+            }
+            steps
+        };
+        let alone = first_of(1);
+        assert_eq!(first_of(1), alone, "{} again", case.name);
+        for sequences in [2, 3, 8, 9] {
+            assert_eq!(first_of(sequences), alone, "{} of {sequences}", case.name);
+        }
     }
 }
 

@@ -9,9 +9,13 @@
 // another, or by attend_merge from partials that a block for each split wrote (attend_*_split). Both do the same arithmetic,
 // so the bits of a row depend on nothing but its own context.
 //
+// With `fresh`, the rows are new: queries and keys are turned on the way, and a block whose split has the row's own position
+// stores its key and value first.
+//
 // Grid: (rows, KV heads * ceil(heads per KV head / HEADS), 1 or splits), blocks of 256 threads; attend_merge: (rows, heads),
 // blocks of 128. PAIRS is the number of pairs of dimensions for each lane: padded_dim <= 64 PAIRS.
 #include "kv.cuh"
+#include "rotation.cuh"
 
 namespace oxgpt {
 namespace {
@@ -48,6 +52,8 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
     float* warp_maxima = sums + WARPS * HEADS * dim;          // (WARPS, HEADS)
     float* warp_sums = warp_maxima + WARPS * HEADS;           // (WARPS, HEADS)
 
+    wait_for_previous();
+    launch_dependents();
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int64_t row = blockIdx.x;
     int group = p.heads / p.kv_heads, pieces = (group + HEADS - 1) / HEADS;
@@ -61,10 +67,23 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
     }
     const uint32_t* table = p.blocks + p.table_offsets[p.sequences[row]];
 
+    const float* qkv = p.qkv + row * p.qkv_stride;
+    const float* rotations = p.rotations ? p.rotations + row * 2 * p.pairs : nullptr;
     for (int i = threadIdx.x; i < HEADS * dim; i += blockDim.x) {
         int head = i / dim, d = i % dim;
         bool real = head < heads && d < p.head_dim;
-        q[i] = real ? p.qkv[row * p.qkv_stride + (first_head + head) * p.head_dim + d] : 0.0f;
+        q[i] = real ? rotated(qkv + (first_head + head) * p.head_dim, d, rotations, p.pairs, p.interleaved) : 0.0f;
+    }
+    if (p.fresh && position / SPLIT < end) {
+        int in_block = position % BLOCK_POSITIONS;
+        int64_t start = kv_block(table[position / BLOCK_POSITIONS], p.kv_heads, kv_head, dim);
+        const float* k = qkv + (p.heads + kv_head) * p.head_dim;
+        const float* v = k + p.kv_heads * p.head_dim;
+        for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+            bool real = d < p.head_dim;
+            store((KV*)p.keys + start + key_element(in_block, d), real ? rotated(k, d, rotations, p.pairs, p.interleaved) : 0.0f);
+            store((KV*)p.values + start + value_element(in_block, d, dim), real ? __ldcg(v + d) : 0.0f);
+        }
     }
     // Each thread carries these elements of (HEADS, dim) through the splits.
     constexpr int MINE = (HEADS * PAIRS * 64 + 255) / 256;
@@ -83,6 +102,7 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
         float score[HEADS] = {};
         if (active) {
             const KV* keys = (const KV*)p.keys + start;
+#pragma unroll 4
             for (int d = 0; d < dim; d += 8) {
                 float k[8];
                 load_8(keys + key_element(lane, d), k);
@@ -123,6 +143,7 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
         if (active) {
             const KV* values = (const KV*)p.values + start;
             int count = min(BLOCK_POSITIONS, position - block_start + 1);
+#pragma unroll 8
             for (int i = 0; i < count; i++) {
                 float2 v[PAIRS];
 #pragma unroll
@@ -188,6 +209,8 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
 using namespace oxgpt;
 
 extern "C" __global__ void __launch_bounds__(128) attend_merge(const __grid_constant__ AttendParams p) {
+    wait_for_previous();
+    launch_dependents();
     int64_t row = blockIdx.x;
     int head = blockIdx.y, dim = p.padded_dim, position = p.positions[row];
     int begin = first_visible(p, position) / SPLIT, end = position / SPLIT + 1;
@@ -195,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_merge(const __grid_cons
         Merged merged = Merged::start(p.sinks, head);
         for (int split = begin; split < end; split++) {
             const float* partial = p.partials + ((row * p.heads + head) * p.splits + split) * (dim + 2);
-            merged.add(partial[dim], partial[dim + 1], partial[d]);
+            merged.add(__ldcg(partial + dim), __ldcg(partial + dim + 1), __ldcg(partial + d));
         }
         p.out[row * p.out_stride + head * p.head_dim + d] = merged.value / merged.sum;
     }

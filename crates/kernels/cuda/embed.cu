@@ -9,6 +9,8 @@ namespace {
 
 template <int TYPE> __device__ void embed(const EmbedParams& p) {
     using W = Weights<TYPE>;
+    wait_for_previous();
+    launch_dependents();
     int chunk = blockIdx.x * blockDim.x + threadIdx.x;
     if (chunk >= p.chunks) return;
     int64_t row = p.rows[blockIdx.y];
@@ -21,7 +23,7 @@ template <int TYPE> __device__ void embed(const EmbedParams& p) {
         for (int i = 0; i < 4; i++) {
             int col = chunk * W::VALUES + decltype(part)::value * 4 + i;
             // Rows of plain numbers are padded to whole chunks.
-            if (col < p.cols) out[col] = p.add ? __fmaf_rn(p.scale, w[i], out[col]) : p.scale * w[i];
+            if (col < p.cols) out[col] = p.add ? __fmaf_rn(p.scale, w[i], __ldcg(out + col)) : p.scale * w[i];
         }
     });
 }
@@ -37,6 +39,8 @@ OXGPT_SUPERBLOCK_TYPES(EMBED)
 
 // out[r] = x[rows[r]]. Grid: (ceil(width / 256), rows of out), blocks of 256 threads.
 extern "C" __global__ void gather(const __grid_constant__ oxgpt::GatherParams p) {
+    oxgpt::wait_for_previous();
+    oxgpt::launch_dependents();
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < p.width) p.out[blockIdx.y * p.width + i] = p.x[p.rows[blockIdx.y] * p.width + i];
+    if (i < p.width) p.out[blockIdx.y * p.width + i] = __ldcg(p.x + p.rows[blockIdx.y] * p.width + i);
 }

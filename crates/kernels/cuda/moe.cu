@@ -61,6 +61,14 @@ extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_const
     extern __shared__ int first_group[];
     wait_for_previous();
     launch_dependents();
+    if (p.group_size == 1) {
+        // Of one row, whose slots have an expert each: nothing to gather.
+        for (int s = threadIdx.x; s < p.slots; s += blockDim.x) {
+            int32_t* group = p.groups + (int64_t)s * GROUP_WORDS;
+            group[0] = __ldcg(p.experts + s), group[1] = 1, group[2] = s;
+        }
+        return;
+    }
     for (int e = threadIdx.x; e < p.n_experts; e += blockDim.x) {
         int count = 0;
         for (int s = 0; s < p.slots; s++) count += __ldcg(p.experts + s) == e;

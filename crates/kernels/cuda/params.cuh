@@ -212,8 +212,8 @@ static_assert(sizeof(AppendParams) == 80, "shared with src/params.rs");
 
 struct AttendParams {
     const float* qkv;
-    const void* keys;
-    const void* values;
+    void* keys;
+    void* values;
     const uint32_t* positions;
     const uint32_t* sequences;
     const uint32_t* table_offsets;
@@ -231,8 +231,13 @@ struct AttendParams {
     float soft_cap;  // 0 without
     int32_t window;  // 0 without
     int32_t splits;  // that have blocks of their own
+    const float* rotations;  // of each row, null without
+    int32_t pairs;
+    int32_t interleaved;
+    int32_t fresh;  // keys and values of the rows are not stored yet
+    int32_t unused;
 };
-static_assert(sizeof(AttendParams) == 120, "shared with src/params.rs");
+static_assert(sizeof(AttendParams) == 144, "shared with src/params.rs");
 
 struct AttendPromptParams {
     const float* qkv;

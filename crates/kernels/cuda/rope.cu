@@ -3,12 +3,14 @@
 // Pair i of a head turns by the angle position * frequencies[i], rounded to f32 as in the models' own code; sine and cosine
 // are multiplied with the magnitude. Pair (a, b) becomes (a cos - b sin, b cos + a sin). A pair is elements i and i + pairs
 // of a head, or 2 i and 2 i + 1 (interleaved).
-#include "params.cuh"
+#include "rotation.cuh"
 
 using namespace oxgpt;
 
 // out[r]: the cosines, then the sines of all pairs. Grid: (rows), blocks of 64 threads.
 extern "C" __global__ void rotations(const __grid_constant__ RotationsParams p) {
+    wait_for_previous();
+    launch_dependents();
     int64_t row = blockIdx.x;
     const float* frequencies = p.long_frequencies && p.is_long[row] ? p.long_frequencies : p.frequencies;
     float* out = p.out + row * 2 * p.pairs;
@@ -30,6 +32,6 @@ extern "C" __global__ void rotate(const __grid_constant__ RotateParams p) {
     float* first = start + (p.interleaved ? 2 * pair : pair);
     float* second = start + (p.interleaved ? 2 * pair + 1 : pair + p.pairs);
     float a = *first, b = *second;
-    *first = a * cosine - b * sine;
-    *second = b * cosine + a * sine;
+    *first = rotated_first(a, b, cosine, sine);
+    *second = rotated_second(a, b, cosine, sine);
 }

@@ -270,6 +270,17 @@ fn rows_worth_splitting(gpu: &Gpu, shape: &AttentionShape) -> usize {
     (2 * gpu.info().multiprocessors as usize).div_ceil(shape.kv_heads)
 }
 
+/// The turn of queries and keys, see [`crate::rotate`].
+#[derive(Clone, Copy)]
+pub struct Turn<'a> {
+    /// Of each row, as [`crate::rotations`] wrote them.
+    pub rotations: &'a Buf<f32>,
+    /// Pairs of a head.
+    pub pairs: usize,
+    /// Pairs are neighbours.
+    pub interleaved: bool,
+}
+
 /// Per row and head: `out = softmax(scale * q * keys.transposed()) * values`, over the positions that the row sees. `qkv` is
 /// as [`append`] left it, `out` is (rows, queries); `sinks` has a number for each query head. `partials` is scratch of
 /// [`partial_elements`]. A row's bits do not depend on the other rows.
@@ -287,6 +298,45 @@ pub fn attend(
     sinks: Option<&Buf<f32>>,
     partials: &mut Buf<f32>,
 ) -> Result<(), CudaError> {
+    launch(gpu, out, qkv, pool, at, shape, sinks, partials, None)
+}
+
+/// [`crate::rotate`], [`append`] and [`attend`] at once, for rows that are each of a sequence of its own. `qkv` stays as it is.
+///
+/// # Errors
+/// When the driver fails.
+#[allow(clippy::too_many_arguments, reason = "they are the kernel's")]
+pub fn attend_fresh(
+    gpu: &Gpu,
+    out: &mut Buf<f32>,
+    qkv: &Buf<f32>,
+    pool: &mut KvPool,
+    at: Positions<'_>,
+    shape: &AttentionShape,
+    sinks: Option<&Buf<f32>>,
+    partials: &mut Buf<f32>,
+    turn: Option<Turn<'_>>,
+) -> Result<(), CudaError> {
+    if let Some(turn) = turn {
+        assert!(2 * turn.pairs <= shape.head_dim, "{} pairs", turn.pairs);
+        assert!(at.rows * 2 * turn.pairs <= turn.rotations.len(), "too few rotations");
+    }
+    launch(gpu, out, qkv, pool, at, shape, sinks, partials, Some(turn))
+}
+
+#[allow(clippy::too_many_arguments, reason = "they are the kernel's")]
+fn launch(
+    gpu: &Gpu,
+    out: &mut Buf<f32>,
+    qkv: &Buf<f32>,
+    pool: &KvPool,
+    at: Positions<'_>,
+    shape: &AttentionShape,
+    sinks: Option<&Buf<f32>>,
+    partials: &mut Buf<f32>,
+    fresh: Option<Option<Turn<'_>>>,
+) -> Result<(), CudaError> {
+    let turn = fresh.flatten();
     pool.check(shape);
     assert!(at.rows * shape.qkv_width() <= qkv.len(), "qkv is too short");
     assert!(at.rows * shape.heads * shape.head_dim <= out.len(), "out is too short");
@@ -334,14 +384,19 @@ pub fn attend(
         // A window beyond the context hides nothing.
         window: shape.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
         splits: all as i32,
+        rotations: turn.map_or(0, |turn| turn.rotations.address()),
+        pairs: turn.map_or(0, |turn| turn.pairs as i32),
+        interleaved: turn.is_some_and(|turn| turn.interleaved).into(),
+        fresh: fresh.is_some().into(),
+        unused: 0,
     };
     let warps = SPLIT / BLOCK_POSITIONS;
     let shared = 4 * (heads * dim + warps * heads * (BLOCK_POSITIONS + dim + 2));
     let blocks = shape.kv_heads * group.div_ceil(heads);
     if with_partials {
-        gpu.launch(split, [at.rows, blocks, all], 256, shared, &params)?;
-        gpu.launch("attend_merge", [at.rows, shape.heads, 1], 128, 0, &params)
+        gpu.launch_early(split, [at.rows, blocks, all], 256, shared, &params)?;
+        gpu.launch_early("attend_merge", [at.rows, shape.heads, 1], 128, 0, &params)
     } else {
-        gpu.launch(whole, [at.rows, blocks, 1], 256, shared, &params)
+        gpu.launch_early(whole, [at.rows, blocks, 1], 256, shared, &params)
     }
 }

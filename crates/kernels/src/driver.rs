@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The oldest devices that the kernels run on.
 const OLDEST: (u32, u32) = (8, 0);
@@ -53,8 +53,11 @@ struct Shared {
     functions: HashMap<String, Function>,
 }
 
-#[derive(Clone, Copy)]
-struct Function(sys::CUfunction);
+struct Function {
+    function: sys::CUfunction,
+    /// The most shared memory that was asked for.
+    shared_bytes: Mutex<usize>,
+}
 
 // SAFETY: handles of the driver may be used from every thread; the context is made current before each use.
 unsafe impl Send for Shared {}
@@ -342,19 +345,7 @@ impl Gpu {
         let Some(function) = self.shared.functions.get(name) else {
             panic!("no module has a kernel `{name}`");
         };
-        if shared_bytes > DEFAULT_SHARED_BYTES {
-            let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is one of a loaded module.
-            let result = unsafe { sys::cuFuncSetAttribute(function.0, most, shared_bytes as i32) };
-            check("cuFuncSetAttribute", result)?;
-            // Blocks of two kernels at once, as far as they fit.
-            let share =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-            // SAFETY: as above.
-            check("cuFuncSetAttribute", unsafe {
-                sys::cuFuncSetAttribute(function.0, share, 100)
-            })?;
-        }
+        function.allow_shared(shared_bytes)?;
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
         value.programmaticStreamSerializationAllowed = early.into();
         let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -375,9 +366,36 @@ impl Gpu {
         // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
         // before it returns, as it does the attribute.
         let result = unsafe {
-            sys::cuLaunchKernelEx(&config, function.0, arguments.as_mut_ptr(), ptr::null_mut())
+            sys::cuLaunchKernelEx(
+                &config,
+                function.function,
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
         };
         check("cuLaunchKernelEx", result)
+    }
+}
+
+impl Function {
+    /// Allows launches with as much shared memory; what was allowed stays so, since others may be launching.
+    fn allow_shared(&self, bytes: usize) -> Result<(), CudaError> {
+        let mut allowed = self.shared_bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if bytes <= *allowed {
+            return Ok(());
+        }
+        use sys::CUfunction_attribute as Attribute;
+        for (attribute, value) in [
+            (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32),
+            // Percent: blocks of two kernels at once, as far as they fit.
+            (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+        ] {
+            // SAFETY: the function is one of a loaded module.
+            let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, value) };
+            check("cuFuncSetAttribute", result)?;
+        }
+        *allowed = bytes;
+        Ok(())
     }
 }
 
@@ -418,7 +436,8 @@ impl Shared {
                 check("cuFuncGetName", sys::cuFuncGetName(&mut name, function))?;
                 CStr::from_ptr(name).to_string_lossy().into_owned()
             };
-            self.functions.insert(name, Function(function));
+            let shared_bytes = Mutex::new(DEFAULT_SHARED_BYTES);
+            self.functions.insert(name, Function { function, shared_bytes });
         }
         Ok(())
     }

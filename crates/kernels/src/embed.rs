@@ -59,7 +59,7 @@ fn launch(
         add: add.into(),
     };
     let grid = [table.chunks().div_ceil(128), count, 1];
-    gpu.launch(EMBED[table.kind() as usize], grid, 128, 0, &params)
+    gpu.launch_early(EMBED[table.kind() as usize], grid, 128, 0, &params)
 }
 
 /// `out[i] = x[rows[i]]` for the first `count` rows of `width` elements. `rows` must be rows of `x`: the caller checked them
@@ -82,5 +82,5 @@ pub fn gather(
         out: out.address(),
         width: width as i64,
     };
-    gpu.launch("gather", [width.div_ceil(256), count, 1], 256, 0, &params)
+    gpu.launch_early("gather", [width.div_ceil(256), count, 1], 256, 0, &params)
 }

@@ -25,8 +25,8 @@ mod weights;
 
 pub use activate::{Activation, Gated, activate, activate_gated};
 pub use attention::{
-    AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, append, attend,
-    partial_elements, parts,
+    AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, Turn, append,
+    attend, attend_fresh, partial_elements, parts,
 };
 pub use attention_prompt::attend_prompt;
 pub use bandwidth::read_bandwidth;
@@ -36,7 +36,7 @@ pub use embed::{add_rows, embed, gather};
 pub use error::CudaError;
 pub use gemm::{Sorted, gemm, gemm_sorted, sort_slots, sorted_places, sorted_words};
 pub use images::{BUILT, Built};
-pub use memory::{Arena, Buf, Element};
+pub use memory::{Arena, Buf, Element, Landing};
 pub use moe::{Routing, combine, group_slots, group_words, route};
 pub use norm::{Norm, norm};
 pub use pack::{Packed, PackedRoom};

@@ -271,6 +271,47 @@ impl Drop for Pinned {
     }
 }
 
+/// Page-locked memory by way of which large results come to the host, faster than the driver brings them to any other.
+pub struct Landing {
+    piece: Pinned,
+}
+
+impl Landing {
+    const BYTES: usize = 1 << 20;
+
+    /// Page-locked memory for it.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        Ok(Landing { piece: Pinned::new(gpu, Self::BYTES)? })
+    }
+
+    /// As [`Buf::read`].
+    ///
+    /// # Errors
+    /// When the driver or anything launched before fails.
+    pub fn read(&mut self, from: &Buf<f32>, data: &mut [f32]) -> Result<(), CudaError> {
+        assert!(data.len() <= from.len(), "{} elements from {}", data.len(), from.len());
+        let mut address = from.address();
+        for data in data.chunks_mut(Self::BYTES / 4) {
+            self.piece.gpu.make_current()?;
+            let (stream, to) = (self.piece.gpu.stream(), self.piece.data.cast());
+            let bytes = size_of_val(data);
+            // SAFETY: the piece is as long, and left alone until the copy has been waited for.
+            let result = unsafe { sys::cuMemcpyDtoHAsync_v2(to, address, bytes, stream) };
+            check("cuMemcpyDtoHAsync", result)?;
+            self.piece.gpu.synchronize()?;
+            let words = self.piece.bytes_mut().chunks_exact(4);
+            for (to, from) in data.iter_mut().zip(words) {
+                *to = f32::from_ne_bytes(from.try_into().expect("four bytes"));
+            }
+            address += bytes as u64;
+        }
+        Ok(())
+    }
+}
+
 /// A point of the stream that the host can wait for.
 pub(crate) struct Event {
     gpu: Gpu,

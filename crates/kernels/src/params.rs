@@ -208,7 +208,7 @@ params! {
         padded_dim: i32,
         unused: i32,
     }
-    AttendParams, 120 {
+    AttendParams, 144 {
         qkv: u64,
         keys: u64,
         values: u64,
@@ -229,6 +229,11 @@ params! {
         soft_cap: f32,
         window: i32,
         splits: i32,
+        rotations: u64,
+        pairs: i32,
+        interleaved: i32,
+        fresh: i32,
+        unused: i32,
     }
     AttendPromptParams, 120 {
         qkv: u64,

@@ -42,7 +42,7 @@ pub fn rotations(
         pairs: pairs as i32,
         magnitude: rope.magnitude,
     };
-    gpu.launch("rotations", [rows, 1, 1], 64, 0, &params)
+    gpu.launch_early("rotations", [rows, 1, 1], 64, 0, &params)
 }
 
 /// Turns the first `heads` heads of `head_dim` elements of every row of `qkv`, whose rows are `stride` elements long. Pairs

@@ -4,6 +4,7 @@
 //! [`Backend::read`] tells.
 
 mod batch;
+mod decode;
 mod device;
 mod passes;
 mod plan;
@@ -16,15 +17,17 @@ pub use routes::Routes;
 
 use super::{Backend, DeviceError, HostMatrix};
 use crate::batch::{Batch, BlockTables};
+use crate::kv::KvLayout;
 use crate::model::Model;
+use crate::model::forward::Scratch;
 use crate::model::spec::{
-    AttentionShape, Choice, ChoiceWeights, Linear, Nonlinearity, Norm, Rope, RopeStyle,
+    AttentionShape, Choice, ChoiceWeights, Decoder, Linear, Nonlinearity, Norm, Rope, RopeStyle,
 };
 use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Matrix, Packed, Place, Positions,
-    Routing, Uploader,
+    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed, Place,
+    Positions, Routing, Uploader,
 };
 use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
 use routes::RoutesMemory;
@@ -44,6 +47,8 @@ pub struct Cuda {
     batch: DeviceBatch,
     /// Of the model, with their frequencies on the device.
     ropes: Vec<DeviceRope>,
+    /// By way of which logits come to the host.
+    landing: Landing,
     /// Of attention over contexts that are split.
     partials: Buf<f32>,
     /// Rows of prompts on their way into a product.
@@ -133,6 +138,7 @@ impl Cuda {
         let batch = DeviceBatch::new(&mut arena, &plan.batch)?;
         let partials = arena.buffer(plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
+        let landing = Landing::new(&gpu)?;
         Ok(Cuda {
             gpu,
             arena,
@@ -140,6 +146,7 @@ impl Cuda {
             failure: None,
             batch,
             ropes,
+            landing,
             partials,
             packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
@@ -283,6 +290,17 @@ impl Backend for Cuda {
             passes.keep(shape, graph);
             Ok(())
         });
+    }
+
+    fn pass(
+        &mut self,
+        decoder: &Decoder<Option<Matrix>, Option<Buf<f32>>>,
+        layout: &KvLayout,
+        kv: &mut [Option<KvPool>],
+        batch: &Batch,
+        scratch: &mut Scratch<Cuda>,
+    ) -> bool {
+        self.decode(decoder, layout, kv, batch, scratch)
     }
 
     fn embed(&mut self, out: &mut Buffer, table: &Option<Matrix>, rows: &[u32], scale: f32) {
@@ -558,6 +576,7 @@ impl Backend for Cuda {
 
     fn read(&mut self, out: &mut Vec<f32>, x: &Buffer) {
         out.resize(x.elements(), 0.0);
-        attempt(&mut self.failure, || present(&x.data).read(out));
+        let landing = &mut self.landing;
+        attempt(&mut self.failure, || landing.read(present(&x.data), out));
     }
 }

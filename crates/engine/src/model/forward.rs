@@ -8,20 +8,20 @@ use std::slice;
 
 /// Activations of one forward pass, allocated once for the largest batch.
 pub struct Scratch<B: Backend> {
-    residual: B::Buffer,
-    normed: B::Buffer,
+    pub(crate) residual: B::Buffer,
+    pub(crate) normed: B::Buffer,
     /// What a part adds to the residual stream, where it is normed first.
-    branch: B::Buffer,
+    pub(crate) branch: B::Buffer,
     /// Of each rope.
-    rotations: Vec<B::Buffer>,
-    qkv: B::Buffer,
-    attended: B::Buffer,
-    router: B::Buffer,
-    routes: B::Routes,
-    up: B::Buffer,
-    intermediate: B::Buffer,
-    wanted: B::Buffer,
-    logits: B::Buffer,
+    pub(crate) rotations: Vec<B::Buffer>,
+    pub(crate) qkv: B::Buffer,
+    pub(crate) attended: B::Buffer,
+    pub(crate) router: B::Buffer,
+    pub(crate) routes: B::Routes,
+    pub(crate) up: B::Buffer,
+    pub(crate) intermediate: B::Buffer,
+    pub(crate) wanted: B::Buffer,
+    pub(crate) logits: B::Buffer,
 }
 
 /// Widths of the buffers of a [`Scratch`], each the widest of all layers.
@@ -119,6 +119,10 @@ pub fn forward<'s, B: Backend>(
     s: &'s mut Scratch<B>,
 ) -> &'s B::Buffer {
     if b.begin(batch, &mut s.logits) {
+        return &s.logits;
+    }
+    if b.pass(decoder, layout, kv, batch, s) {
+        b.end();
         return &s.logits;
     }
     b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens, decoder.embedding.scale);

@@ -2,8 +2,8 @@
 
 use crate::common::{Random, assert_near, bits, distance, gpu, run};
 use oxgpt_kernels::{
-    Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Positions, Rope, append,
-    attend, attend_prompt, partial_elements, rotate, rotations,
+    Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Positions, Rope, Turn,
+    append, attend, attend_fresh, attend_prompt, partial_elements, rotate, rotations,
 };
 
 /// Rotary positions, as the tests have them.
@@ -162,6 +162,10 @@ impl Case {
             .as_ref()
             .map(|rotation| Buf::from_slice(gpu, &rotation.frequencies).unwrap());
         let sinks = self.sinks.as_ref().map(|sinks| Buf::from_slice(gpu, sinks).unwrap());
+        // Where new rows are stored by attention itself.
+        let mut other_arena = Arena::new(gpu, KvPool::bytes(pool_blocks, shape, element)).unwrap();
+        let mut other = KvPool::new(&mut other_arena, pool_blocks, shape, element).unwrap();
+        other.fill_bytes(0xFF).unwrap();
         let mut result = Vec::new();
         for (rows, wanted) in [(old, false), (new, true)] {
             if rows.is_empty() {
@@ -184,7 +188,9 @@ impl Case {
                 .flat_map(|(s, p)| &self.qkv[*s][p * width..][..width])
                 .copied()
                 .collect();
+            let as_computed = Buf::from_slice(gpu, &qkv).unwrap();
             let mut qkv = Buf::from_slice(gpu, &qkv).unwrap();
+            let mut turns_device = None;
             if let (Some(rotation), Some(frequencies)) = (&self.rotation, &frequencies) {
                 let rope =
                     Rope { frequencies, long_frequencies: None, magnitude: rotation.magnitude };
@@ -198,8 +204,12 @@ impl Case {
                 let interleaved = rotation.interleaved;
                 rotate(gpu, &mut qkv, &turns, rows.len(), width, heads, pairs, interleaved)
                     .unwrap();
+                turns_device = Some((turns, pairs, interleaved));
             }
             append(gpu, &mut pool, &qkv, at, shape).unwrap();
+            if !wanted {
+                append(gpu, &mut other, &qkv, at, shape).unwrap();
+            }
             if wanted {
                 let partials = partial_elements(gpu, shape, rows.len(), last + 1);
                 let mut partials = Buf::new(gpu, partials).unwrap();
@@ -211,6 +221,18 @@ impl Case {
                         attend(gpu, out, &qkv, &pool, at, shape, sinks.as_ref(), &mut partials)
                     }
                 });
+                if !prompt && self.new.iter().all(|new| *new == 1) {
+                    let turn = turns_device.as_ref().map(|(rotations, pairs, interleaved)| Turn {
+                        rotations,
+                        pairs: *pairs,
+                        interleaved: *interleaved,
+                    });
+                    let (qkv, sinks, partials) = (&as_computed, sinks.as_ref(), &mut partials);
+                    let at_once = run(gpu, len, None, |out| {
+                        attend_fresh(gpu, out, qkv, &mut other, at, shape, sinks, partials, turn)
+                    });
+                    assert_eq!(bits(&at_once), bits(&result), "all at once");
+                }
             }
         }
         result

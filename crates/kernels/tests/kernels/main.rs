@@ -8,6 +8,7 @@ mod activate;
 mod attention;
 mod attention_prompt;
 mod common;
+mod fused;
 mod gemm;
 mod moe;
 mod norm;
