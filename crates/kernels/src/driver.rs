@@ -8,6 +8,7 @@ use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The oldest devices that the kernels run on.
@@ -57,6 +58,7 @@ struct Function {
     function: sys::CUfunction,
     /// The most shared memory that was asked for.
     shared_bytes: Mutex<usize>,
+    prefers_shared: AtomicBool,
 }
 
 // SAFETY: handles of the driver may be used from every thread; the context is made current before each use.
@@ -346,6 +348,9 @@ impl Gpu {
             panic!("no module has a kernel `{name}`");
         };
         function.allow_shared(shared_bytes)?;
+        if early {
+            function.prefer_shared()?;
+        }
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
         value.programmaticStreamSerializationAllowed = early.into();
         let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
@@ -384,18 +389,26 @@ impl Function {
         if bytes <= *allowed {
             return Ok(());
         }
-        use sys::CUfunction_attribute as Attribute;
-        for (attribute, value) in [
-            (Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32),
-            // Percent: blocks of two kernels at once, as far as they fit.
-            (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
-        ] {
-            // SAFETY: the function is one of a loaded module.
-            let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, value) };
-            check("cuFuncSetAttribute", result)?;
-        }
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        self.set(most, bytes as i32)?;
         *allowed = bytes;
         Ok(())
+    }
+
+    /// Has multiprocessors set all of their memory aside for sharing. They do so for one kernel like for another, or they would
+    /// have to end one before they begin with the next.
+    fn prefer_shared(&self) -> Result<(), CudaError> {
+        if self.prefers_shared.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let share = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        self.set(share, 100)
+    }
+
+    fn set(&self, attribute: sys::CUfunction_attribute, value: i32) -> Result<(), CudaError> {
+        // SAFETY: the function is one of a loaded module.
+        let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, value) };
+        check("cuFuncSetAttribute", result)
     }
 }
 
@@ -437,7 +450,8 @@ impl Shared {
                 CStr::from_ptr(name).to_string_lossy().into_owned()
             };
             let shared_bytes = Mutex::new(DEFAULT_SHARED_BYTES);
-            self.functions.insert(name, Function { function, shared_bytes });
+            let prefers_shared = AtomicBool::new(false);
+            self.functions.insert(name, Function { function, shared_bytes, prefers_shared });
         }
         Ok(())
     }
