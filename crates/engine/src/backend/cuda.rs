@@ -260,7 +260,8 @@ impl Backend for Cuda {
         let Cuda { batch: device_batch, failure, passes, gpu, recording, .. } = self;
         let written = attempt(failure, || device_batch.write(batch));
         let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
-        if written.is_none() || rows != batch.generated || rows > MOST_RECORDED_ROWS {
+        let whole = rows == batch.generated && !batch.wants_hidden;
+        if written.is_none() || !whole || rows > MOST_RECORDED_ROWS {
             return false;
         }
         let shape = PassShape { rows, logit_rows, parts: device_batch.parts() };

@@ -32,7 +32,7 @@ impl Cuda {
         batch: &Batch,
         s: &mut Scratch<Cuda>,
     ) -> bool {
-        if batch.rows() != batch.generated {
+        if batch.rows() != batch.generated || batch.wants_hidden {
             return false;
         }
         self.embed(
