@@ -105,6 +105,6 @@ fn a_kernel_that_fails_ends_the_program_with_a_sentence() {
     let output = run("", "cuda");
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
-    let sentence = "cuda:0: the CUDA driver failed in cuLaunchKernel: CUDA_ERROR_ILLEGAL_ADDRESS";
+    let sentence = "cuda:0: the CUDA driver failed in cuLaunchKernelEx: CUDA_ERROR_ILLEGAL_ADDRESS";
     assert!(error.contains(sentence), "{error}");
 }

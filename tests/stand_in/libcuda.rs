@@ -93,8 +93,9 @@ driver! {
     cuEventRecord(event: *mut c_void, stream: *mut c_void) -> SUCCESS;
     cuEventSynchronize(event: *mut c_void) -> SUCCESS;
     cuEventDestroy_v2(event: *mut c_void) -> SUCCESS;
-    cuLaunchKernel(
-        function: *mut c_void, x: c_uint, y: c_uint, z: c_uint, block_x: c_uint, block_y: c_uint, block_z: c_uint,
-        shared: c_uint, stream: *mut c_void, parameters: *mut *mut c_void, extra: *mut *mut c_void
+    cuMemsetD8Async(to: u64, byte: u8, bytes: usize, stream: *mut c_void) -> SUCCESS;
+    cuFuncSetAttribute(function: *mut c_void, attribute: c_int, value: c_int) -> SUCCESS;
+    cuLaunchKernelEx(
+        config: *const c_void, function: *mut c_void, parameters: *mut *mut c_void, extra: *mut *mut c_void
     ) -> ILLEGAL_ADDRESS;
 }
