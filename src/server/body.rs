@@ -39,6 +39,14 @@ pub async fn read(app: &App, body: Body) -> Result<Bytes, ApiError> {
     }
 }
 
+/// Does what may take a while (templates, tokenizers, grammars) where it holds up no other request.
+pub async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal(error.to_string()))?
+}
+
 /// The fields of a body that names a model, which must be the one there is.
 pub async fn fields(app: &App, body: Body) -> Result<Fields, ApiError> {
     let bytes = read(app, body).await?;

@@ -26,11 +26,8 @@ pub async fn chat_completions(
 ) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let fields = body::fields(app, body).await?;
-    // Templates, tokenizers and grammars may take a while.
-    let parse = move || parse(app, served, fields);
-    let parsed = tokio::task::spawn_blocking(parse).await;
     let (generation, answers, streamed) =
-        parsed.map_err(|error| ApiError::internal(error.to_string()))??;
+        body::in_background(move || parse(app, served, fields)).await?;
     match streamed {
         None => response::whole(generation, answers).await,
         Some(includes_usage) => Ok(response::stream(generation, answers, includes_usage)),

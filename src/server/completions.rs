@@ -32,11 +32,8 @@ pub async fn completions(
 ) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let fields = body::fields(app, body).await?;
-    let streamed = {
-        let parse = move || parse(app, served, fields);
-        tokio::task::spawn_blocking(parse).await.map_err(|e| ApiError::internal(e.to_string()))?
-    };
-    let (generation, answers, streamed) = streamed?;
+    let (generation, answers, streamed) =
+        body::in_background(move || parse(app, served, fields)).await?;
     match streamed {
         None => whole_answer(generation, answers).await,
         Some(includes_usage) => Ok(stream(generation, answers, includes_usage)),

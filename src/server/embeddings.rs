@@ -30,10 +30,8 @@ pub async fn embeddings(
     let served = app.served()?;
     let fields = body::fields(app, body).await?;
     let _answering = app.begin_answer();
-    let parse = move || parse(served, fields);
-    let asked = tokio::task::spawn_blocking(parse).await;
     let Asked { texts, pooling, is_base64 } =
-        asked.map_err(|error| ApiError::internal(error.to_string()))??;
+        body::in_background(move || parse(served, fields)).await?;
     let tokens: usize = texts.iter().map(Vec::len).sum();
     let vectors = served.worker.embed(texts, pooling);
     let vectors = vectors.map_err(|busy| super::generation::refuse(app, busy))?;

@@ -38,10 +38,8 @@ pub fn refuse(error: &ApiError) -> Response<Body> {
 async fn answer(app: &'static App, body: Body) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let fields = body::fields(app, body).await?;
-    let parse = move || parse(app, served, fields);
-    let parsed = tokio::task::spawn_blocking(parse).await;
     let (mut generation, told, is_streamed) =
-        parsed.map_err(|error| ApiError::internal(error.to_string()))??;
+        body::in_background(move || parse(app, served, fields)).await?;
     if is_streamed {
         return Ok(output::stream(generation, told));
     }
@@ -56,13 +54,12 @@ async fn answer(app: &'static App, body: Body) -> Result<Response<Body>, ApiErro
 async fn count(app: &'static App, body: Body) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let mut fields = body::fields(app, body).await?;
-    let count = move || -> Result<usize, ApiError> {
+    let count = body::in_background(move || {
         let chat = chat(&mut fields, served)?;
         fields.finish()?;
         Ok(chat.prompt(served)?.0.len())
-    };
-    let count = tokio::task::spawn_blocking(count).await;
-    let count = count.map_err(|error| ApiError::internal(error.to_string()))??;
+    });
+    let count = count.await?;
     Ok(json_response(StatusCode::OK, &json!({"input_tokens": count})))
 }
 

@@ -27,10 +27,8 @@ pub async fn responses(
 ) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let fields = body::fields(app, body).await?;
-    let parse = move || parse(app, served, fields);
-    let parsed = tokio::task::spawn_blocking(parse).await;
     let (mut generation, told, is_streamed) =
-        parsed.map_err(|error| ApiError::internal(error.to_string()))??;
+        body::in_background(move || parse(app, served, fields)).await?;
     if is_streamed {
         return Ok(output::stream(generation, told));
     }

@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use oxgpt_engine::tokenizer::EncodeOptions;
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// Takes `model`, which may be left away here.
 async fn fields(app: &App, body: Body) -> Result<Fields, ApiError> {
@@ -28,7 +28,7 @@ pub async fn tokenize(
 ) -> Result<Response<Body>, ApiError> {
     let served = app.served()?;
     let mut fields = fields(app, body).await?;
-    let work = move || -> Result<Value, ApiError> {
+    let answer = body::in_background(move || {
         let tokenizer = served.tokenizer()?;
         let shows_strings = fields.boolean("return_token_strs")?.unwrap_or(false);
         let ids = if fields.has("messages") {
@@ -52,10 +52,8 @@ pub async fn tokenize(
             answer["token_strs"] = strings.collect();
         }
         Ok(answer)
-    };
-    let answer = tokio::task::spawn_blocking(work).await;
-    let answer = answer.map_err(|error| ApiError::internal(error.to_string()))??;
-    Ok(json_response(StatusCode::OK, &answer))
+    });
+    Ok(json_response(StatusCode::OK, &answer.await?))
 }
 
 /// The text of `tokens`.
