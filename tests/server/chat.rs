@@ -1,7 +1,7 @@
 //! `/v1/chat/completions` with a template, and a model whose answer is known.
 
 use crate::client::{Response, Server};
-use crate::models::{TEMPLATE, scripted};
+use crate::models::{Api, TEMPLATE, scripted};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/chat/completions";
@@ -23,7 +23,7 @@ pub fn ask(
     request: &Value,
     answer: &str,
 ) -> (Value, Response) {
-    let model = scripted(special, template, request, answer);
+    let model = scripted(Api::Chat, special, template, request, answer);
     let server = Server::of(model.path(), &["--alias", "m"]);
     let whole = server.answer(PATH, request);
     let mut streamed = request.clone();
@@ -196,7 +196,7 @@ fn log_probabilities_and_stop_strings_go_with_the_text() {
 
 #[test]
 fn another_template_can_be_given() {
-    let model = scripted(&[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
+    let model = scripted(Api::Chat, &[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
     let file = model.path().join("other.jinja");
     std::fs::write(&file, "{{ raise_exception('Not ' + messages[0].content) }}").unwrap();
     let server =

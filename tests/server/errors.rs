@@ -1,7 +1,7 @@
 //! Requests that are wrong: each is refused with the status, the field and the reason, and nothing else is disturbed.
 
 use crate::client::Server;
-use crate::models::{TEMPLATE, scripted};
+use crate::models::{Api, TEMPLATE, scripted};
 use serde_json::{Value, json};
 
 fn with(mut request: Value, name: &str, value: &Value) -> Value {
@@ -93,7 +93,7 @@ fn fields_of_chats_are_checked_by_name() {
     let request = json!({
         "model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]
     });
-    let model = scripted(&[], Some(TEMPLATE), &request, "Hi.<|endoftext|>");
+    let model = scripted(Api::Chat, &[], Some(TEMPLATE), &request, "Hi.<|endoftext|>");
     let server = Server::of(model.path(), &["--alias", "m"]);
     let message = |message: Value| json!([message]);
     let tool = |tool: Value| json!([tool]);

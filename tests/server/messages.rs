@@ -1,7 +1,7 @@
 //! `/v1/messages`.
 
 use crate::client::Server;
-use crate::models::{TEMPLATE, scripted_messages};
+use crate::models::{Api, TEMPLATE, scripted};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/messages";
@@ -70,7 +70,7 @@ fn stable(message: &Value) -> Value {
 }
 
 fn ask(template: &str, request: &Value, answer: &str) -> Value {
-    let model = scripted_messages(&[], Some(template), request, answer);
+    let model = scripted(Api::Messages, &[], Some(template), request, answer);
     let server = Server::of(model.path(), &["--alias", "m"]);
     let whole = server.answer(PATH, request);
     let mut streamed = request.clone();
@@ -140,7 +140,8 @@ fn what_ends_an_answer_is_named() {
 
 #[test]
 fn errors_have_the_shape_of_this_api() {
-    let model = scripted_messages(&[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
+    let model =
+        scripted(Api::Messages, &[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
     let server = Server::of(model.path(), &["--alias", "m", "--api-key", "k"]);
     let send = |path: &str, key: &str, body: &Value| {
         server.send("POST", path, &[&format!("X-Api-Key: {key}")], &body.to_string())

@@ -13,67 +13,55 @@ pub const POSITIONS: usize = 768;
 pub const TEMPLATE: &str =
     "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}[assistant: ";
 
-/// A model that answers the conversation in the request of a chat with a text, given with its special tokens.
-pub fn scripted(
-    special: &[&str],
-    template: Option<&str>,
-    request: &Value,
-    answer: &str,
-) -> TempDir {
-    write(special, template, answer, |server| {
-        let fields = ["messages", "tools", "reasoning_effort", "tool_choice", "response_format"];
-        let mut asked = json!({});
-        for field in fields.into_iter().filter(|field| !request[*field].is_null()) {
-            asked[field] = request[field].clone();
-        }
-        server.answer("/tokenize", &asked)["count"].as_u64().unwrap() as usize
-    })
+/// Whose request a scripted model answers: it must know how many tokens the prompt of that request has.
+#[derive(Clone, Copy)]
+pub enum Api {
+    Chat,
+    Responses,
+    Messages,
 }
 
-/// The same for a request to `/v1/responses`.
-pub fn scripted_responses(
-    special: &[&str],
-    template: Option<&str>,
-    request: &Value,
-    answer: &str,
-) -> TempDir {
-    write(special, template, answer, |server| {
-        let mut asked = request.clone();
-        asked["max_output_tokens"] = json!(1);
-        asked["model"] = json!("m");
-        server.answer("/v1/responses", &asked)["usage"]["input_tokens"].as_u64().unwrap() as usize
-    })
-}
-
-/// The same for a request to `/v1/messages`.
-pub fn scripted_messages(
-    special: &[&str],
-    template: Option<&str>,
-    request: &Value,
-    answer: &str,
-) -> TempDir {
-    write(special, template, answer, |server| {
-        let mut asked = json!({"model": "m"});
-        for field in ["messages", "system", "tools", "tool_choice"] {
-            if !request[field].is_null() {
-                asked[field] = request[field].clone();
+impl Api {
+    fn prompt_tokens(self, server: &Server, request: &Value) -> usize {
+        let only = |mut asked: Value, fields: &[&str]| {
+            for field in fields.iter().filter(|field| !request[**field].is_null()) {
+                asked[*field] = request[*field].clone();
             }
-        }
-        let count = server.answer("/v1/messages/count_tokens", &asked);
-        count["input_tokens"].as_u64().unwrap() as usize
-    })
+            asked
+        };
+        let count = match self {
+            Api::Chat => {
+                let fields =
+                    ["messages", "tools", "reasoning_effort", "tool_choice", "response_format"];
+                server.answer("/tokenize", &only(json!({}), &fields))["count"].clone()
+            }
+            Api::Responses => {
+                let mut asked = request.clone();
+                asked["max_output_tokens"] = json!(1);
+                asked["model"] = json!("m");
+                server.answer("/v1/responses", &asked)["usage"]["input_tokens"].clone()
+            }
+            Api::Messages => {
+                let fields = ["messages", "system", "tools", "tool_choice"];
+                let asked = only(json!({"model": "m"}), &fields);
+                server.answer("/v1/messages/count_tokens", &asked)["input_tokens"].clone()
+            }
+        };
+        count.as_u64().unwrap() as usize
+    }
 }
 
-/// Writes a model that says `answer` after as many tokens as `count` says that the prompt has.
-fn write(
+/// A model that answers the conversation in a request to `api` with a text, given with its special tokens.
+pub fn scripted(
+    api: Api,
     special: &[&str],
     template: Option<&str>,
+    request: &Value,
     answer: &str,
-    count: impl FnOnce(&Server) -> usize,
 ) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), special, template, POSITIONS, &[]);
-    let prompt = count(&Server::of(folder.path(), &["--alias", "m"]));
+    let prompt = api.prompt_tokens(&Server::of(folder.path(), &["--alias", "m"]), request);
     let ids = ids(&json(oxgpt().args(["tokenize", answer, "-m"]).arg(folder.path())));
     let script: Vec<(usize, u32)> =
         ids.iter().enumerate().map(|(index, id)| (prompt - 1 + index, *id as u32)).collect();

@@ -1,7 +1,7 @@
 //! `/openapi.json` lists what the server takes, and nothing else.
 
 use crate::client::Server;
-use crate::models::{TEMPLATE, scripted};
+use crate::models::{Api, TEMPLATE, scripted};
 use serde_json::{Value, json};
 
 /// A request that is right but for what a test adds.
@@ -23,7 +23,7 @@ fn request(path: &str) -> Value {
 #[test]
 fn every_field_that_is_listed_is_known_and_no_other() {
     let chat = request("/v1/chat/completions");
-    let model = scripted(&[], Some(TEMPLATE), &chat, "Hi.<|endoftext|>");
+    let model = scripted(Api::Chat, &[], Some(TEMPLATE), &chat, "Hi.<|endoftext|>");
     let server = Server::of(model.path(), &["--alias", "m"]);
     let description = server.get("/openapi.json").json();
     assert_eq!(description["openapi"], "3.1.0");

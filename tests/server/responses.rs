@@ -1,7 +1,7 @@
 //! `/v1/responses`.
 
 use crate::client::Server;
-use crate::models::scripted_responses;
+use crate::models::{Api, scripted};
 use crate::scripted::HARMONY;
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ fn stable(response: &Value) -> Value {
 }
 
 fn ask(request: &Value, answer: &str) -> (Value, Vec<(String, Value)>) {
-    let model = scripted_responses(&HARMONY, TEMPLATE, request, answer);
+    let model = scripted(Api::Responses, &HARMONY, TEMPLATE, request, answer);
     let server = Server::of(model.path(), &["--alias", "m"]);
     let whole = server.answer(PATH, request);
     let mut streamed = request.clone();
@@ -146,7 +146,7 @@ fn an_answer_that_is_cut_is_incomplete() {
 #[test]
 fn what_is_not_there_is_refused_by_name() {
     let request = json!({"model": "m", "input": "Hi", "max_output_tokens": 4});
-    let model = scripted_responses(&HARMONY, TEMPLATE, &request, "Hi.");
+    let model = scripted(Api::Responses, &HARMONY, TEMPLATE, &request, "Hi.");
     let server = Server::of(model.path(), &["--alias", "m"]);
     for (name, value, param) in [
         ("previous_response_id", json!("resp_1"), "previous_response_id"),

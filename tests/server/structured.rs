@@ -2,7 +2,7 @@
 
 use crate::chat::{ask, assert_same, joined};
 use crate::client::Server;
-use crate::models::{TEMPLATE, scripted};
+use crate::models::{Api, TEMPLATE, scripted};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/chat/completions";
@@ -114,7 +114,7 @@ fn reasoning_is_left_alone() {
 
 #[test]
 fn schemas_that_cannot_be_held_to_are_refused() {
-    let model = scripted(&[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
+    let model = scripted(Api::Chat, &[], Some(TEMPLATE), &request(json!({})), "Hi.<|endoftext|>");
     let server = Server::of(model.path(), &["--alias", "m"]);
     let schema = |schema: Value| json!({"type": "json_schema", "json_schema": {"schema": schema}});
     for (format, part) in [
