@@ -35,16 +35,15 @@ fn hugging_face_numbers(
     checkpoint: &Checkpoint,
     config: &Json,
 ) -> Result<(Numbers, Names), ModelError> {
-    let defaults = Defaults {
-        context_length: Some(32768),
-        kv_heads: Some(32),
-        eps: 1e-6,
-        ..Defaults::default()
-    };
-    let (mut numbers, names) = common_numbers(checkpoint, config, HUGGING_FACE, &defaults)?;
+    let (mut numbers, names) = common_numbers(checkpoint, config, HUGGING_FACE, &defaults())?;
     numbers.biases.qkv = true;
     set_windows(&mut numbers, config)?;
     Ok((numbers, names))
+}
+
+/// What the configurations of Qwen 2 and its successors mean by nothing.
+pub(super) fn defaults() -> Defaults {
+    Defaults { context_length: Some(32768), kv_heads: Some(32), eps: 1e-6, ..Defaults::default() }
 }
 
 /// What Qwen 2 and its successors have in common, less biases, windows and experts.

@@ -8,7 +8,7 @@ use super::decoder::{self, Names, decoder, describe};
 use super::json::Json;
 use super::keys::Keys;
 use super::numbers::{Defaults, Numbers};
-use super::qwen2::{common_numbers, refuse_what_gguf_has_no_key_for, set_windows};
+use super::qwen2::{common_numbers, defaults, refuse_what_gguf_has_no_key_for, set_windows};
 use super::{GgufForm, rope};
 use crate::format::{Checkpoint, gguf};
 
@@ -45,14 +45,9 @@ fn hugging_face_numbers(
     checkpoint: &Checkpoint,
     config: &Json,
 ) -> Result<(Numbers, Names), ModelError> {
-    let defaults = Defaults {
-        context_length: Some(32768),
-        kv_heads: Some(32),
-        // `null` means the hidden size divided by the heads.
-        head_dim: (!config.is_null("head_dim")).then_some(128),
-        eps: 1e-6,
-        ..Defaults::default()
-    };
+    // `null` means the hidden size divided by the heads.
+    let head_dim = (!config.is_null("head_dim")).then_some(128);
+    let defaults = Defaults { head_dim, ..defaults() };
     let (mut numbers, names) = common_numbers(checkpoint, config, HUGGING_FACE, &defaults)?;
     set_biases(&mut numbers, config)?;
     set_windows(&mut numbers, config)?;
@@ -95,11 +90,16 @@ pub fn shapes() -> Vec<&'static str> {
 /// The form of a published size.
 pub fn shape(name: &str) -> Option<GgufForm> {
     (name == "qwen3-0.6b").then(|| {
-        let mut numbers = Numbers::of_shape(28, 1024, 3072, (16, 8, 128), 151936);
-        numbers.context_length = 40960;
-        numbers.eps = 1e-6;
-        numbers.ropes[0].base = 1e6;
+        let mut numbers = published(Numbers::of_shape(28, 1024, 3072, (16, 8, 128), 151936));
         numbers.head_rows = None;
         form(&numbers)
     })
+}
+
+/// `numbers` with what all published sizes have.
+pub(super) fn published(mut numbers: Numbers) -> Numbers {
+    numbers.context_length = 40960;
+    numbers.eps = 1e-6;
+    numbers.ropes[0].base = 1e6;
+    numbers
 }

@@ -8,8 +8,8 @@ use super::decoder::{Names, decoder, describe};
 use super::json::Json;
 use super::keys::Keys;
 use super::numbers::{Defaults, Experts, Numbers};
-use super::qwen2::{common_numbers, refuse_what_gguf_has_no_key_for, window};
-use super::qwen3::{self, refuse_biases, set_biases};
+use super::qwen2::{common_numbers, defaults, refuse_what_gguf_has_no_key_for, window};
+use super::qwen3::{self, published, refuse_biases, set_biases};
 use super::{GgufForm, rope};
 use crate::format::{Checkpoint, gguf};
 
@@ -75,12 +75,7 @@ struct InSafetensors {
 
 impl InSafetensors {
     fn new(checkpoint: &Checkpoint, config: &Json) -> Result<Self, ModelError> {
-        let defaults = Defaults {
-            context_length: Some(32768),
-            kv_heads: Some(4),
-            eps: 1e-6,
-            ..Defaults::default()
-        };
+        let defaults = Defaults { kv_heads: Some(4), ..defaults() };
         let (mut numbers, names) = common_numbers(checkpoint, config, HUGGING_FACE, &defaults)?;
         set_biases(&mut numbers, config)?;
         // Unlike in the models without experts, in all layers or in none.
@@ -178,10 +173,7 @@ pub fn shapes() -> Vec<&'static str> {
 /// The form of a published size.
 pub fn shape(name: &str) -> Option<GgufForm> {
     (name == "qwen3-30b-a3b").then(|| {
-        let mut numbers = Numbers::of_shape(48, 2048, 768, (32, 4, 128), 151936);
-        numbers.context_length = 40960;
-        numbers.eps = 1e-6;
-        numbers.ropes[0].base = 1e6;
+        let mut numbers = published(Numbers::of_shape(48, 2048, 768, (32, 4, 128), 151936));
         let choice = Choice { count: 8, weights: ChoiceWeights::SoftmaxOfChosen };
         numbers.experts = Some(Experts { count: 128, choice });
         form(&numbers, 6144)
