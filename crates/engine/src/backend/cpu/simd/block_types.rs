@@ -230,7 +230,7 @@ macro_rules! block_type {
             }
 
             #[inline(always)]
-            #[allow(unused_unsafe)] // most types have none to read
+            #[allow(unused_unsafe, reason = "most types have none to read")]
             unsafe fn minima<$mv: RowLanes>(
                 $m_header: [$mv::Floats; 2],
                 $m_at: *const u8,

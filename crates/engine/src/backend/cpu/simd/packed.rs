@@ -21,7 +21,7 @@ macro_rules! for_type {
         }
         macro_rules! plain {
             ($type:ident) => {{
-                #[allow(dead_code)] // not every expression names it
+                #[allow(dead_code, reason = "not every expression names it")]
                 type $name = tiles::$type;
                 $plain
             }};
