@@ -158,25 +158,23 @@ impl Bench {
         for sequence in held {
             let tokens = self.tokens(count);
             for (index, tokens) in tokens.chunks(chunk).enumerate() {
-                let last = (index + 1) * chunk >= count;
-                let wanted = if last { Logits::Last } else { Logits::None };
-                self.engine.compute(
-                    std::slice::from_mut(sequence),
-                    &[tokens],
-                    Origin::Prompt,
-                    wanted,
-                )?;
+                let sequence = std::slice::from_mut(sequence);
+                if (index + 1) * chunk >= count {
+                    self.engine.choose_next(sequence, &[tokens], Origin::Prompt)?;
+                } else {
+                    self.engine.compute(sequence, &[tokens], Origin::Prompt, Logits::None)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// `count` steps of one token for each sequence.
+    /// `count` steps of one token for each sequence; each ends with the choice of the next ones, which are not taken.
     fn decode(&mut self, held: &mut [HeldSequence], count: usize) -> Result<()> {
         for _ in 0..count {
             let tokens = self.tokens(held.len());
             let tokens: Vec<&[u32]> = tokens.chunks(1).collect();
-            self.engine.compute(held, &tokens, Origin::Generated, Logits::Last)?;
+            self.engine.choose_next(held, &tokens, Origin::Generated)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! puts it. Without it the build succeeds and the program runs on the CPU, unless `OXGPT_CUDA=required`; with
 //! `OXGPT_CUDA=off` it is not looked for. `OXGPT_CUDA_ARCHS` narrows the list of architectures (`90a`, or `80,90a`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::env;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -85,16 +85,12 @@ fn compile(nvcc: &Path, out: &Path) -> String {
         flags.push(format!("-gencode=arch=compute_{plain},code=compute_{plain}"));
     }
 
-    let mut files: Vec<PathBuf> = fs::read_dir("cuda")
+    let mut sources: Vec<PathBuf> = fs::read_dir("cuda")
         .expect("the package has a folder cuda")
         .map(|entry| entry.expect("the folder can be read").path())
+        .filter(|file| file.extension().is_some_and(|e| e == "cu"))
         .collect();
-    files.sort();
-    let headers = files.iter().filter(|file| file.extension().is_some_and(|e| e == "cuh"));
-    let headers: Vec<Vec<u8>> =
-        headers.map(|file| fs::read(file).expect("sources can be read")).collect();
-    let sources: Vec<&PathBuf> =
-        files.iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).collect();
+    sources.sort();
     let name = |source: &Path| source.file_stem().expect("a file").to_string_lossy().into_owned();
 
     // The largest first, so that the last ones to finish are short.
@@ -107,7 +103,7 @@ fn compile(nvcc: &Path, out: &Path) -> String {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = next() {
-                    compile_file(nvcc, &flags, &headers, source, out, &name(source));
+                    compile_file(nvcc, &flags, &source, out, &name(&source));
                 }
             });
         }
@@ -126,18 +122,25 @@ fn compile(nvcc: &Path, out: &Path) -> String {
     )
 }
 
+/// Reads a file and all of ours that it includes.
+fn read_with_includes(file: &Path, texts: &mut BTreeMap<PathBuf, String>) {
+    if texts.contains_key(file) {
+        return;
+    }
+    let text = fs::read_to_string(file).expect("sources can be read");
+    let included = text.lines().filter_map(|line| line.strip_prefix("#include \""));
+    let names: Vec<PathBuf> =
+        included.map(|rest| file.with_file_name(rest.trim_end_matches('"'))).collect();
+    texts.insert(file.to_path_buf(), text);
+    names.iter().for_each(|name| read_with_includes(name, texts));
+}
+
 /// Compiles one file, if it or what it was compiled with has changed.
-fn compile_file(
-    nvcc: &Path,
-    flags: &[String],
-    headers: &[Vec<u8>],
-    source: &Path,
-    out: &Path,
-    name: &str,
-) {
-    let text = fs::read(source).expect("sources can be read");
+fn compile_file(nvcc: &Path, flags: &[String], source: &Path, out: &Path, name: &str) {
+    let mut texts = BTreeMap::new();
+    read_with_includes(source, &mut texts);
     let mut hasher = DefaultHasher::new();
-    (nvcc, flags, headers, text).hash(&mut hasher);
+    (nvcc, flags, texts).hash(&mut hasher);
     let hash = hasher.finish().to_string();
     let (image, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.hash")));
     if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == hash) {

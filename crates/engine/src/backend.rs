@@ -9,6 +9,7 @@ use crate::format::{Bytes, DType};
 use crate::kv::KvLayout;
 use crate::model::forward::Scratch;
 use crate::model::spec::{AttentionShape, Choice, Decoder, Linear, Nonlinearity, Norm, Rope};
+use crate::sampler::{Pick, Picked};
 use std::ops::Range;
 
 /// A matrix of weights as the file has it, rows of `cols` elements one after another.
@@ -212,4 +213,15 @@ pub trait Backend: Send {
     fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, rows: &[u32]);
     /// Copies a buffer's rows to the host.
     fn read(&mut self, out: &mut Vec<f32>, x: &Self::Buffer);
+    /// Makes each of the choices by its row of `logits`, `width` wide, which may be changed. `host` is room for logits.
+    fn choose(
+        &mut self,
+        logits: &mut Self::Buffer,
+        width: usize,
+        picks: &mut [Pick<'_>],
+        host: &mut Vec<f32>,
+    ) -> Vec<Picked> {
+        self.read(host, logits);
+        picks.iter_mut().map(|pick| pick.among(&host[pick.row * width..][..width])).collect()
+    }
 }

@@ -21,7 +21,7 @@ use crate::batch::{Batch, Logits, Origin};
 use crate::kv::{KvPools, KvSequence};
 use crate::model::Model;
 use crate::model::executor::{Executor, load};
-use crate::sampler::{Allowed, Sampler, TokenLogprobs, log_probabilities};
+use crate::sampler::{Allowed, Pick, Picked, Sampler, SamplingError, SamplingOptions};
 use crate::scheduler::{Plan, Scheduler};
 use crate::sequence::{Event, FinishReason, GenerationError, Request, Sequence, SequenceId};
 use std::thread;
@@ -203,10 +203,7 @@ impl Engine {
         }
         let (computed, refused) = self.forward(&batch, &sampled);
         if let Err(error) = computed {
-            for sequence in self.scheduler.running() {
-                self.scheduler.remove(sequence, &mut self.kv);
-                events.push(Event::Failed { sequence, error: error.clone().into() });
-            }
+            self.fail(&error, &mut events);
             return events;
         }
         self.scheduler.stored(&mut self.kv);
@@ -215,16 +212,41 @@ impl Engine {
             let error = GenerationError::Constraint { message };
             events.push(Event::Failed { sequence, error });
         }
-        for (id, logits) in sampled.iter().zip(self.logits.chunks_exact(self.logit_width)) {
-            let Some(sequence) = self.scheduler.running_mut(*id) else { continue };
-            if !commit(sequence, logits, &mut events) {
-                self.scheduler.remove(*id, &mut self.kv);
+        let picked = match self.choose(&sampled) {
+            Ok(picked) => picked,
+            Err(error) => {
+                self.fail(&error, &mut events);
+                return events;
+            }
+        };
+        for (id, picked) in picked {
+            let Some(sequence) = self.scheduler.running_mut(id) else { continue };
+            if !commit(sequence, picked, &mut events) {
+                self.scheduler.remove(id, &mut self.kv);
             } else if !sequence.is_long && is_long(self.short_context, sequence.tokens.len()) {
                 // What was stored so far was rotated otherwise.
-                self.scheduler.restart_as_long(*id, &mut self.kv);
+                self.scheduler.restart_as_long(id, &mut self.kv);
             }
         }
         events
+    }
+
+    /// Ends all sequences that run, since the device failed.
+    fn fail(&mut self, error: &DeviceError, events: &mut Vec<Event>) {
+        for sequence in self.scheduler.running() {
+            self.scheduler.remove(sequence, &mut self.kv);
+            events.push(Event::Failed { sequence, error: error.clone().into() });
+        }
+    }
+
+    /// Chooses the next token of each of the `sampled` sequences that still run, by the logits of the last batch.
+    fn choose(&mut self, sampled: &[SequenceId]) -> Result<Vec<(SequenceId, Picked)>, DeviceError> {
+        let (ids, mut picks): (Vec<SequenceId>, Vec<Pick<'_>>) = self
+            .scheduler
+            .sampled(sampled)
+            .map(|(sequence, row)| (sequence.id, sequence.pick(row)))
+            .unzip();
+        Ok(ids.into_iter().zip(self.executor.choose(&mut picks)?).collect())
     }
 
     /// Computes a batch and beside it, on a thread of its own, which tokens the `sampled` sequences may choose. The second
@@ -234,10 +256,10 @@ impl Engine {
         batch: &Batch,
         sampled: &[SequenceId],
     ) -> (Result<(), DeviceError>, Vec<(SequenceId, String)>) {
-        let Engine { executor, scheduler, logits, .. } = self;
+        let Engine { executor, scheduler, .. } = self;
         let mut constraints = scheduler.constraints(sampled);
         if constraints.is_empty() {
-            return (executor.forward(batch, logits), Vec::new());
+            return (executor.forward(batch), Vec::new());
         }
         let all: Vec<SequenceId> = constraints.iter().map(|(id, _)| *id).collect();
         let fail = |message: &str| all.iter().map(|id| (*id, message.to_string())).collect();
@@ -247,7 +269,7 @@ impl Engine {
                 computed.filter_map(|(id, result)| Some((id, result.err()?))).collect::<Vec<_>>()
             };
             let worker = thread::Builder::new().spawn_scoped(scope, work);
-            let computed = executor.forward(batch, logits);
+            let computed = executor.forward(batch);
             let refused = match worker.map(|worker| worker.join()) {
                 Ok(Ok(refused)) => refused,
                 Ok(Err(_)) => fail("its computation ended unexpectedly"),
@@ -309,6 +331,48 @@ impl Engine {
         origin: Origin,
         wanted: Logits,
     ) -> Result<&[f32], EngineError> {
+        let batch = self.batch(sequences, tokens, origin, wanted);
+        self.executor.forward(&batch)?;
+        self.executor.read(&mut self.logits)?;
+        Ok(&self.logits)
+    }
+
+    /// As [`Engine::compute`], but chooses the likeliest next token of each sequence, where the logits are.
+    ///
+    /// # Errors
+    /// When the device failed, or no token can be chosen.
+    pub fn choose_next(
+        &mut self,
+        sequences: &mut [HeldSequence],
+        tokens: &[&[u32]],
+        origin: Origin,
+    ) -> Result<Vec<u32>, EngineError> {
+        let batch = self.batch(sequences, tokens, origin, Logits::Last);
+        self.executor.forward(&batch)?;
+        let options = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+        let sampler = Sampler::new(options, self.logit_width, &[])?;
+        let mut samplers = vec![sampler; sequences.len()];
+        let pick = |(row, sampler)| Pick {
+            row,
+            sampler,
+            allowed: Allowed::default(),
+            position: 0,
+            choice: 0,
+            logprobs: None,
+        };
+        let mut picks: Vec<Pick<'_>> = samplers.iter_mut().enumerate().map(pick).collect();
+        let picked = self.executor.choose(&mut picks)?.into_iter();
+        Ok(picked.map(|picked| Ok(picked?.0)).collect::<Result<_, SamplingError>>()?)
+    }
+
+    /// The next tokens of each sequence as one batch.
+    fn batch(
+        &mut self,
+        sequences: &mut [HeldSequence],
+        tokens: &[&[u32]],
+        origin: Origin,
+        wanted: Logits,
+    ) -> Batch {
         let mut batch = Batch::new(self.groups);
         for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
             let end = sequence.positions + tokens.len();
@@ -321,8 +385,7 @@ impl Engine {
             assert_eq!(batch.rows(), batch.sequences(), "one token for each sequence");
             batch.generated = batch.rows();
         }
-        self.executor.forward(&batch, &mut self.logits)?;
-        Ok(&self.logits)
+        batch
     }
 
     /// Gives the room of a sequence back.
@@ -354,8 +417,8 @@ fn is_long(short_context: Option<usize>, tokens: usize) -> bool {
     short_context.is_some_and(|short| tokens > short)
 }
 
-/// Chooses the next token of a sequence, and says whether the sequence goes on.
-fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> bool {
+/// Takes over what was chosen as the next token of a sequence, and says whether the sequence goes on.
+fn commit(sequence: &mut Sequence, picked: Picked, events: &mut Vec<Event>) -> bool {
     let id = sequence.id;
     let finish = |events: &mut Vec<Event>, reason| {
         events.push(Event::Finished { sequence: id, reason });
@@ -364,16 +427,16 @@ fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> b
     if sequence.tokens.len() >= sequence.max_length {
         return finish(events, FinishReason::Length);
     }
-    let position = sequence.tokens.len() as u64;
-    let (token, logprobs) = match choose(sequence, logits, position) {
-        Ok(chosen) => chosen,
+    let (token, logprobs) = match picked.map_err(GenerationError::from).and_then(|picked| {
+        sequence.accept(picked.0)?;
+        Ok(picked)
+    }) {
+        Ok(picked) => picked,
         Err(error) => {
             events.push(Event::Failed { sequence: id, error });
             return false;
         }
     };
-    sequence.sampler.accept(token);
-    sequence.tokens.push(token);
     events.push(Event::Token { sequence: id, token, logprobs });
     let is_complete = sequence.constraint.as_ref().is_some_and(|c| c.is_complete());
     if sequence.end_tokens.contains(&token) || is_complete {
@@ -383,23 +446,4 @@ fn commit(sequence: &mut Sequence, logits: &[f32], events: &mut Vec<Event>) -> b
         return finish(events, FinishReason::Length);
     }
     true
-}
-
-fn choose(
-    sequence: &mut Sequence,
-    logits: &[f32],
-    position: u64,
-) -> Result<(u32, Option<TokenLogprobs>), GenerationError> {
-    let may_end = sequence.tokens.len() >= sequence.min_length;
-    let allowed = Allowed {
-        mask: sequence.constraint.as_ref().and_then(|constraint| constraint.allowed()),
-        except: if may_end { &[] } else { &sequence.end_tokens },
-    };
-    let token = sequence.sampler.sample_among(logits, allowed, position, sequence.choice)?;
-    let logprobs =
-        sequence.logprobs.map(|top| log_probabilities(logits, token, top)).transpose()?;
-    if let Some(constraint) = &mut sequence.constraint {
-        constraint.accept(token).map_err(|message| GenerationError::Constraint { message })?;
-    }
-    Ok((token, logprobs))
 }

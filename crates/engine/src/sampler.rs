@@ -6,21 +6,24 @@
 //! no state, no order and no running sum, so a GPU kernel makes the same choice from the same logits.
 //! `docs/sampling.md` is the exact definition.
 
+mod adjust;
 mod filter;
 mod logprobs;
 mod math;
 pub mod noise;
 mod options;
 mod penalty;
+mod pick;
 #[cfg(test)]
 mod tests;
 
-pub use logprobs::{TokenLogprobs, log_probabilities};
-pub use options::SamplingOptions;
-
+pub use adjust::Adjustment;
 use filter::Filter;
+pub use logprobs::{TokenLogprobs, log_probabilities};
 use noise::Noise;
+pub use options::SamplingOptions;
 use penalty::TokenCounts;
+pub use pick::{Pick, Picked};
 
 /// The widest head that can be sampled from: the fixed-point sums of top-p hold this many weights.
 pub const MAX_VOCABULARY: usize = 1 << 22;
@@ -203,6 +206,16 @@ impl Sampler {
         let scale = Scale { max: logits[best as usize], temperature: self.options.temperature };
         let noise = Noise::new(self.options.seed, choice, position);
         Ok(self.filter.draw(logits, scale, best, &noise))
+    }
+
+    /// What it was asked for.
+    pub fn options(&self) -> &SamplingOptions {
+        &self.options
+    }
+
+    /// top-p in units of 2^-32, rounded up, if it is on; and ln(min-p), the lowest scaled logit that is kept.
+    pub fn bounds(&self) -> (Option<u64>, f32) {
+        self.filter.bounds()
     }
 
     /// Counts a token of the answer for the penalties, whether it was sampled or forced.

@@ -158,6 +158,15 @@ impl Scheduler {
         self.running.iter_mut().find(|sequence| sequence.id == id)
     }
 
+    /// Those of `ids` that run, each with its place there.
+    pub fn sampled(&mut self, ids: &[SequenceId]) -> impl Iterator<Item = (&mut Sequence, usize)> {
+        let place = |sequence: &Sequence| ids.iter().position(|id| *id == sequence.id);
+        self.running.iter_mut().filter_map(move |sequence| {
+            let place = place(sequence)?;
+            Some((sequence, place))
+        })
+    }
+
     /// The constraints of those among `ids` that have one.
     pub fn constraints(
         &mut self,

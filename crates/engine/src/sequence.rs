@@ -2,7 +2,7 @@
 
 use crate::backend::DeviceError;
 use crate::kv::{KvSequence, PrefixUse};
-use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::sampler::{Allowed, Pick, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
 use std::fmt;
 
 /// The name of a sequence, unique in its engine.
@@ -143,6 +143,31 @@ impl Sequence {
     /// Positions whose keys and values will be stored at the most: the last token chosen is never computed.
     pub fn max_positions(&self) -> usize {
         self.max_length.saturating_sub(1).max(self.prompt_tokens)
+    }
+
+    /// What the next token is chosen by, with the logits of row `row`.
+    pub fn pick(&mut self, row: usize) -> Pick<'_> {
+        let may_end = self.tokens.len() >= self.min_length;
+        let allowed = Allowed {
+            mask: self.constraint.as_ref().and_then(|constraint| constraint.allowed()),
+            except: if may_end { &[] } else { &self.end_tokens },
+        };
+        let position = self.tokens.len() as u64;
+        let (choice, logprobs) = (self.choice, self.logprobs);
+        Pick { row, sampler: &mut self.sampler, allowed, position, choice, logprobs }
+    }
+
+    /// Appends the token that was chosen.
+    ///
+    /// # Errors
+    /// When the constraint does not take it.
+    pub fn accept(&mut self, token: u32) -> Result<(), GenerationError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token).map_err(|message| GenerationError::Constraint { message })?;
+        }
+        self.sampler.accept(token);
+        self.tokens.push(token);
+        Ok(())
     }
 
     /// Whether what is left to compute is more than the token just chosen.

@@ -106,7 +106,8 @@ impl Bench {
             batch.push(tokens, row.computed, is_long, &row.kv.tables, Logits::All);
         }
         let mut logits = Vec::new();
-        self.executor.forward(&batch, &mut logits).unwrap();
+        self.executor.forward(&batch).unwrap();
+        self.executor.read(&mut logits).unwrap();
         let mut logits = logits.chunks_exact(self.width);
         for (row, count) in sequences.iter_mut().zip(counts) {
             let end = (row.computed + count).min(row.tokens.len());

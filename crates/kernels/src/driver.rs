@@ -7,6 +7,7 @@ use crate::params::Params;
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
+use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,6 +44,8 @@ pub struct Gpu {
 
 struct Stream {
     stream: sys::CUstream,
+    /// See [`Gpu::ready`].
+    ready: AtomicBool,
     shared: Arc<Shared>,
 }
 
@@ -193,7 +196,8 @@ impl Gpu {
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes one handle, destroyed when the stream is dropped.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        Ok(Gpu { stream: Arc::new(Stream { stream, shared: shared.clone() }), shared })
+        let ready = AtomicBool::new(false);
+        Ok(Gpu { stream: Arc::new(Stream { stream, ready, shared: shared.clone() }), shared })
     }
 
     /// The same device with a stream of its own: what is launched there does not wait for what is launched here, nor is it
@@ -203,6 +207,26 @@ impl Gpu {
     /// When the driver fails.
     pub fn with_own_stream(&self) -> Result<Self, CudaError> {
         Self::on_new_stream(self.shared.clone())
+    }
+
+    /// From now on, nothing that runs on this stream takes memory of the device: whatever it needs, it has. With
+    /// `OXGPT_ABORT_ON_ALLOCATION=1` the process ends where that is not true.
+    pub fn ready(&self) {
+        let aborts =
+            std::env::var_os("OXGPT_ABORT_ON_ALLOCATION").is_some_and(|value| value == "1");
+        self.stream.ready.store(aborts, Ordering::Relaxed);
+    }
+
+    /// Ends the process if `bytes` of memory are asked for too late; see [`Gpu::ready`].
+    #[track_caller]
+    pub(crate) fn check_allocation(&self, bytes: u64) {
+        if self.stream.ready.load(Ordering::Relaxed) {
+            let (ordinal, place) = (self.info().ordinal, Location::caller());
+            eprintln!(
+                "OXGPT_ABORT_ON_ALLOCATION: {bytes} bytes of cuda:{ordinal} are taken by {place}, after all was ready"
+            );
+            std::process::abort();
+        }
     }
 
     /// From now on, launches on this stream are recorded instead of run.
@@ -310,7 +334,27 @@ impl Gpu {
         shared_bytes: usize,
         params: &P,
     ) -> Result<(), CudaError> {
-        self.launch_with(name, grid, threads, shared_bytes, params, false)
+        self.launch_with(name, grid, threads, shared_bytes, params, &mut [])
+    }
+
+    /// As [`Gpu::launch`]; the blocks with one `y` and `z` can wait for one another, where there is more than one.
+    pub(crate) fn launch_clusters<P: Params>(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        if grid[0] <= 1 {
+            return self.launch(name, grid, threads, shared_bytes, params);
+        }
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.clusterDim =
+            sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: grid[0] as u32, y: 1, z: 1 };
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        let attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        self.launch_with(name, grid, threads, shared_bytes, params, &mut [attribute])
     }
 
     /// As [`Gpu::launch`], for a kernel that waits for the one before it by itself (`wait_for_previous`), and so may be started
@@ -323,8 +367,23 @@ impl Gpu {
         shared_bytes: usize,
         params: &P,
     ) -> Result<(), CudaError> {
-        let early = self.info().capability >= (9, 0);
-        self.launch_with(name, grid, threads, shared_bytes, params, early)
+        if self.info().capability < (9, 0) {
+            return self.launch(name, grid, threads, shared_bytes, params);
+        }
+        self.shared.make_current()?;
+        self.function(name).prefer_shared()?;
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        self.launch_with(name, grid, threads, shared_bytes, params, &mut [attribute])
+    }
+
+    fn function(&self, name: &'static str) -> &Function {
+        match self.shared.functions.get(name) {
+            Some(function) => function,
+            None => panic!("no module has a kernel `{name}`"),
+        }
     }
 
     fn launch_with<P: Params>(
@@ -334,7 +393,7 @@ impl Gpu {
         threads: u32,
         shared_bytes: usize,
         params: &P,
-        early: bool,
+        attributes: &mut [sys::CUlaunchAttribute],
     ) -> Result<(), CudaError> {
         if grid.contains(&0) {
             return Ok(());
@@ -344,17 +403,8 @@ impl Gpu {
             "{name}: a grid of {grid:?}"
         );
         self.shared.make_current()?;
-        let Some(function) = self.shared.functions.get(name) else {
-            panic!("no module has a kernel `{name}`");
-        };
+        let function = self.function(name);
         function.allow_shared(shared_bytes)?;
-        if early {
-            function.prefer_shared()?;
-        }
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmaticStreamSerializationAllowed = early.into();
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0] as u32,
             gridDimY: grid[1] as u32,
@@ -364,12 +414,12 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shared_bytes as u32,
             hStream: self.stream(),
-            attrs: &mut attribute,
-            numAttrs: early.into(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
-        // before it returns, as it does the attribute.
+        // before it returns, as it does the attributes.
         let result = unsafe {
             sys::cuLaunchKernelEx(
                 &config,

@@ -21,6 +21,7 @@ mod pack;
 mod params;
 mod product;
 mod rope;
+mod sampling;
 mod weights;
 
 pub use activate::{Activation, Gated, activate, activate_gated};
@@ -45,4 +46,5 @@ pub use product::{
     product_grouped, product_grouped_of, product_of,
 };
 pub use rope::{Rope, rotate, rotations};
+pub use sampling::{Choice, ChoiceOptions, Chooser, LogitEdit};
 pub use weights::{Matrix, Uploader, WeightType};

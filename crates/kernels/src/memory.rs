@@ -2,6 +2,7 @@
 
 use crate::driver::{Gpu, check};
 use crate::error::CudaError;
+use crate::sampling::{ChoiceOptions, LogitEdit};
 use cudarc::driver::sys;
 use std::marker::PhantomData;
 use std::mem::size_of_val;
@@ -21,7 +22,7 @@ pub trait Element: Copy + Send + Sync + sealed::Sealed + 'static {}
 macro_rules! elements {
     ($($type:ty)*) => { $(impl sealed::Sealed for $type {} impl Element for $type {})* };
 }
-elements!(u8 i8 u16 u32 i32 f32 u64);
+elements!(u8 i8 u16 u32 i32 f32 u64 ChoiceOptions LogitEdit);
 
 /// A block of device memory, freed with its last buffer.
 struct Block {
@@ -49,11 +50,13 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Takes `capacity` bytes.
+    /// Takes `capacity` bytes. Ends the process where [`Gpu::ready`] was told and `OXGPT_ABORT_ON_ALLOCATION=1` asks for that.
     ///
     /// # Errors
     /// When less is free.
+    #[track_caller]
     pub fn new(gpu: &Gpu, capacity: u64) -> Result<Self, CudaError> {
+        gpu.check_allocation(capacity);
         let (free, _) = gpu.memory()?;
         let mut address = 0;
         // SAFETY: writes one address.
@@ -120,10 +123,11 @@ pub struct Buf<T: Element> {
 }
 
 impl<T: Element> Buf<T> {
-    /// A buffer of its own.
+    /// A buffer of its own, as [`Arena::new`].
     ///
     /// # Errors
     /// When there is not enough memory.
+    #[track_caller]
     pub fn new(gpu: &Gpu, len: usize) -> Result<Self, CudaError> {
         Arena::new(gpu, Arena::padded(len as u64 * size_of::<T>() as u64))?.buffer(len)
     }
@@ -132,6 +136,7 @@ impl<T: Element> Buf<T> {
     ///
     /// # Errors
     /// When there is not enough memory.
+    #[track_caller]
     pub fn from_slice(gpu: &Gpu, data: &[T]) -> Result<Self, CudaError> {
         let mut buffer = Self::new(gpu, data.len())?;
         buffer.write(data)?;
@@ -291,21 +296,19 @@ impl Landing {
     ///
     /// # Errors
     /// When the driver or anything launched before fails.
-    pub fn read(&mut self, from: &Buf<f32>, data: &mut [f32]) -> Result<(), CudaError> {
+    pub fn read<T: Element>(&mut self, from: &Buf<T>, data: &mut [T]) -> Result<(), CudaError> {
         assert!(data.len() <= from.len(), "{} elements from {}", data.len(), from.len());
         let mut address = from.address();
-        for data in data.chunks_mut(Self::BYTES / 4) {
+        for data in data.chunks_mut(Self::BYTES / size_of::<T>()) {
             self.piece.gpu.make_current()?;
-            let (stream, to) = (self.piece.gpu.stream(), self.piece.data.cast());
+            let (stream, piece) = (self.piece.gpu.stream(), self.piece.data);
             let bytes = size_of_val(data);
             // SAFETY: the piece is as long, and left alone until the copy has been waited for.
-            let result = unsafe { sys::cuMemcpyDtoHAsync_v2(to, address, bytes, stream) };
+            let result = unsafe { sys::cuMemcpyDtoHAsync_v2(piece.cast(), address, bytes, stream) };
             check("cuMemcpyDtoHAsync", result)?;
             self.piece.gpu.synchronize()?;
-            let words = self.piece.bytes_mut().chunks_exact(4);
-            for (to, from) in data.iter_mut().zip(words) {
-                *to = f32::from_ne_bytes(from.try_into().expect("four bytes"));
-            }
+            // SAFETY: both have as many bytes, and every bit pattern is an element.
+            unsafe { ptr::copy_nonoverlapping(piece, data.as_mut_ptr().cast(), bytes) };
             address += bytes as u64;
         }
         Ok(())

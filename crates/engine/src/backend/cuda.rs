@@ -4,6 +4,7 @@
 //! [`Backend::read`] tells.
 
 mod batch;
+mod choose;
 mod decode;
 mod device;
 mod passes;
@@ -23,10 +24,11 @@ use crate::model::forward::Scratch;
 use crate::model::spec::{
     AttentionShape, Choice, ChoiceWeights, Decoder, Linear, Nonlinearity, Norm, Rope, RopeStyle,
 };
+use crate::sampler::{Pick, Picked};
 use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
-    Arena, Buf, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed, Place,
+    Arena, Buf, Chooser, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed, Place,
     Positions, Routing, Uploader,
 };
 use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
@@ -49,6 +51,7 @@ pub struct Cuda {
     ropes: Vec<DeviceRope>,
     /// By way of which logits come to the host.
     landing: Landing,
+    chooser: Chooser,
     /// Of attention over contexts that are split.
     partials: Buf<f32>,
     /// Rows of prompts on their way into a product.
@@ -139,6 +142,7 @@ impl Cuda {
         let partials = arena.buffer(plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
         let landing = Landing::new(&gpu)?;
+        let chooser = Chooser::new(&mut arena, plan.sequences, decoder.head.rows)?;
         Ok(Cuda {
             gpu,
             arena,
@@ -147,6 +151,7 @@ impl Cuda {
             batch,
             ropes,
             landing,
+            chooser,
             partials,
             packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
@@ -246,6 +251,7 @@ impl Backend for Cuda {
         let Cuda { uploader, failure, gpu, .. } = self;
         if let Some(uploader) = uploader.take() {
             attempt(failure, || uploader.finish());
+            gpu.ready();
         }
         match failure {
             None => Ok(()),
@@ -579,5 +585,15 @@ impl Backend for Cuda {
         out.resize(x.elements(), 0.0);
         let landing = &mut self.landing;
         attempt(&mut self.failure, || landing.read(present(&x.data), out));
+    }
+
+    fn choose(
+        &mut self,
+        logits: &mut Buffer,
+        width: usize,
+        picks: &mut [Pick<'_>],
+        host: &mut Vec<f32>,
+    ) -> Vec<Picked> {
+        self.choose_on_device(logits, width, picks, host)
     }
 }

@@ -95,7 +95,8 @@ impl Engine {
         let HeldSequence { kv, is_long, positions } = sequence;
         batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
         *positions = end;
-        self.executor.forward(&batch, &mut self.logits)?;
+        self.executor.forward(&batch)?;
+        self.executor.read(&mut self.logits)?;
         Ok(Hidden { values: &self.logits, width: self.hidden_width })
     }
 }

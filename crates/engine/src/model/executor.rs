@@ -8,14 +8,27 @@ use crate::backend::{Backend, DeviceError};
 use crate::batch::Batch;
 use crate::engine::EngineError;
 use crate::kv::{KvGroup, KvLayout};
+use crate::sampler::{Pick, Picked};
 
 /// Runs batches through a loaded model.
 pub trait Executor: Send {
-    /// Computes `batch` and leaves the logits of its wanted rows, (logit_rows, head rows), in `logits`.
+    /// Computes `batch`. On a device of its own that may go on after the call.
     ///
     /// # Errors
     /// When the device failed.
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), DeviceError>;
+    fn forward(&mut self, batch: &Batch) -> Result<(), DeviceError>;
+
+    /// Brings what the last batch gave to the host: the logits of its wanted rows, (logit_rows, head rows), or their hidden states.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn read(&mut self, out: &mut Vec<f32>) -> Result<(), DeviceError>;
+
+    /// Makes choices by the logits of the last batch, once and in place of [`Executor::read`]: they may be changed by it.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<Vec<Picked>, DeviceError>;
 }
 
 /// The largest batch that an executor has room for.
@@ -33,6 +46,10 @@ struct Loaded<B: Backend> {
     layout: KvLayout,
     kv: Vec<B::Kv>,
     scratch: Scratch<B>,
+    /// Whether the last batch gave hidden states.
+    gave_hidden: bool,
+    /// Room for logits on the host.
+    host: Vec<f32>,
 }
 
 /// Loads the weights of `model` into `backend`, with room for the KV blocks of `groups`. `loaded` is told the bytes
@@ -58,14 +75,28 @@ pub fn load<B: Backend + 'static>(
         .collect();
     let scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
     backend.status()?;
-    Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch }))
+    let (gave_hidden, host) = (false, Vec::new());
+    Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch, gave_hidden, host }))
 }
 
 impl<B: Backend> Executor for Loaded<B> {
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), DeviceError> {
-        let Loaded { backend, decoder, layout, kv, scratch } = self;
-        let out = forward(backend, decoder, layout, kv, batch, scratch);
-        backend.read(logits, out);
-        backend.status()
+    fn forward(&mut self, batch: &Batch) -> Result<(), DeviceError> {
+        let Loaded { backend, decoder, layout, kv, scratch, .. } = self;
+        forward(backend, decoder, layout, kv, batch, scratch);
+        self.gave_hidden = batch.wants_hidden;
+        self.backend.status()
+    }
+
+    fn read(&mut self, out: &mut Vec<f32>) -> Result<(), DeviceError> {
+        let Scratch { logits, normed, .. } = &self.scratch;
+        self.backend.read(out, if self.gave_hidden { normed } else { logits });
+        self.backend.status()
+    }
+
+    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<Vec<Picked>, DeviceError> {
+        let Loaded { backend, decoder, scratch, host, .. } = self;
+        let picked = backend.choose(&mut scratch.logits, decoder.head.rows, picks, host);
+        backend.status()?;
+        Ok(picked)
     }
 }

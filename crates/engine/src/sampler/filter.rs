@@ -54,6 +54,11 @@ impl Filter {
         Self { top_k, top_p, floor, candidates: Vec::new() }
     }
 
+    /// top-p and min-p as they are compared with.
+    pub(super) fn bounds(&self) -> (Option<u64>, f32) {
+        (self.top_p, self.floor)
+    }
+
     /// Filters and draws. `best` is the token with the highest logit: every filter keeps it.
     pub(super) fn draw(&mut self, logits: &[f32], scale: Scale, best: u32, noise: &Noise) -> u32 {
         let cuts_top_k = self.top_k < logits.len();

@@ -25,6 +25,11 @@ impl TokenCounts {
         }
     }
 
+    /// The tokens, ascending, each with how often it is in the answer.
+    pub(super) fn seen(&self) -> &[(u32, u32)] {
+        &self.seen
+    }
+
     /// Applies the repeat penalty (prompt and answer), then the frequency and the presence penalty
     /// (answer only). A token beyond the logits has nothing to penalize.
     pub(super) fn penalize(&self, options: &SamplingOptions, logits: &mut [f32]) {

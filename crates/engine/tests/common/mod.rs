@@ -100,7 +100,8 @@ pub fn score_with_8_bit_inputs(model: &Model, tokens: &[u32]) -> Vec<f32> {
     let mut batch = Batch::new(count);
     batch.push(tokens, 0, false, &kv.tables, Logits::All);
     let mut logits = Vec::new();
-    executor.forward(&batch, &mut logits).unwrap();
+    executor.forward(&batch).unwrap();
+    executor.read(&mut logits).unwrap();
     logits
 }
 

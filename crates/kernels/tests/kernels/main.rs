@@ -5,6 +5,7 @@
 //! and pass; with `OXGPT_REQUIRE_GPU=1` they fail then.
 
 mod activate;
+mod allocation;
 mod attention;
 mod attention_prompt;
 mod common;
@@ -13,4 +14,5 @@ mod gemm;
 mod moe;
 mod norm;
 mod product;
+mod sampling;
 mod weights;

@@ -12,7 +12,7 @@ use crate::model::executor::BatchLimits;
 use crate::model::forward::workspace;
 use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
-use oxgpt_kernels::{Arena, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
+use oxgpt_kernels::{Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
 
 /// What a model takes on a GPU.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct CudaPlan {
     pub(super) packed: PackedRoom,
     /// The most experts, and the most chosen, of any layer.
     pub(super) routing: Option<Routing>,
+    /// The most sequences that get a token from one batch.
+    pub(super) sequences: usize,
 }
 
 impl CudaPlan {
@@ -105,8 +107,10 @@ impl CudaPlan {
         }
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));
-        let workspace = buffers.into_iter().map(floats).fold(packed.bytes(), u64::saturating_add);
-        Ok(CudaPlan { weights: weights.bytes, kv, workspace, batch, partials, packed, routing })
+        let others = packed.bytes() + Chooser::bytes(sequences, decoder.head.rows);
+        let workspace = buffers.into_iter().map(floats).fold(others, u64::saturating_add);
+        let weights = weights.bytes;
+        Ok(CudaPlan { weights, kv, workspace, batch, partials, packed, routing, sequences })
     }
 }
 
