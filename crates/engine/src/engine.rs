@@ -147,8 +147,7 @@ impl Engine {
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, EngineError> {
         self.check_tokens(&request.tokens)?;
         let sampler = Sampler::new(request.sampling, self.logit_width, &request.tokens)?;
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
+        let id = self.new_id();
         let prompt_tokens = request.tokens.len();
         let is_long = is_long(self.short_context, prompt_tokens);
         // The token chosen last needs no position of its own, so a full context still gives one.
@@ -167,9 +166,15 @@ impl Engine {
             end_tokens: request.end_tokens,
             logprobs: request.logprobs,
             constraint: request.constraint,
+            was_started: false,
             kv: None,
         });
         Ok(id)
+    }
+
+    fn new_id(&mut self) -> SequenceId {
+        self.next_id += 1;
+        SequenceId(self.next_id - 1)
     }
 
     /// Forgets a sequence; no more events of it follow.
@@ -177,7 +182,7 @@ impl Engine {
         self.scheduler.remove(id, &mut self.kv);
     }
 
-    /// Sequences that were submitted and do not run yet.
+    /// Sequences that were submitted and do not run now.
     pub fn waiting(&self) -> usize {
         self.scheduler.waiting()
     }
@@ -185,6 +190,11 @@ impl Engine {
     /// The share of the room for keys and values that sequences use, from 0 to 1.
     pub fn kv_usage(&self) -> f64 {
         self.kv.usage()
+    }
+
+    /// How many times a sequence had to give up its keys and values to others, to be computed once more later.
+    pub fn preemptions(&self) -> u64 {
+        self.scheduler.preemptions()
     }
 
     /// Whether there is nothing to do.
@@ -376,7 +386,8 @@ impl Engine {
         let mut batch = Batch::new(self.groups);
         for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
             let end = sequence.positions + tokens.len();
-            self.kv.extend(&mut sequence.kv, sequence.positions, end);
+            let reached = self.kv.extend(&mut sequence.kv, sequence.positions, end);
+            assert_eq!(reached, end, "a sequence stays within the positions that it holds");
             let HeldSequence { kv, is_long, positions } = sequence;
             batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
             sequence.positions = end;

@@ -85,10 +85,10 @@ fn first_visible_block(window: Option<usize>, position: usize) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window) / BLOCK_SIZE)
 }
 
-/// The block pools of all groups, with what is promised to the sequences that run.
+/// The block pools of all groups.
 ///
-/// A sequence reserves the most it can ever hold before it starts, so that it never fails half-way. Blocks that it
-/// shares count for each of its users, so the promises hold whoever ends first.
+/// A sequence takes blocks as it grows, and is told when there are no more. One that must not stop half-way reserves the
+/// most that it can ever hold, which nobody else can take then.
 #[derive(Debug)]
 pub struct KvPools {
     pools: Vec<Pool>,
@@ -104,7 +104,9 @@ struct Pool {
     /// Blocks that no sequence uses but whose contents are known, the one unused longest first.
     unused: BTreeMap<u64, u32>,
     blocks: Vec<Block>,
-    unreserved: usize,
+    /// Blocks that are reserved, and those of them that are not taken yet.
+    reserved: usize,
+    promised: usize,
     /// Grows with every block that becomes unused.
     clock: u64,
 }
@@ -125,19 +127,25 @@ struct Block {
 pub struct KvSequence {
     /// One block table per group: the physical block of every logical block, [`NO_BLOCK`] where it was given back.
     pub tables: Vec<Vec<u32>>,
-    reserved: Vec<usize>,
+    /// Of each group, the blocks that it can take whatever others do; `None` for a sequence that has no such promise.
+    promised: Option<Vec<usize>>,
     /// The last block that others know of, and how many there are; `None` for a sequence that shares nothing.
     shared: Option<(NodeId, usize)>,
 }
 
 impl Pool {
+    /// Blocks that a sequence without a promise can take.
+    fn room(&self) -> usize {
+        self.free.len() + self.unused.len() - self.promised
+    }
+
     /// An empty block for a sequence. Forgets what was unused longest if no block is free.
     fn take(&mut self, tree: &mut PrefixTree, group: usize) -> u32 {
         let block = match self.free.pop() {
             Some(block) => block,
             None => {
                 let (_, block) =
-                    self.unused.pop_first().expect("a sequence stays within what it reserved");
+                    self.unused.pop_first().expect("whoever takes a block asked for room");
                 if let Some(node) = self.blocks[block as usize].node.take() {
                     tree.remove_block(node, group);
                 }
@@ -185,7 +193,8 @@ impl KvPools {
                 free: (0..group.blocks as u32).rev().collect(),
                 unused: BTreeMap::new(),
                 blocks: vec![Block::default(); group.blocks],
-                unreserved: group.blocks,
+                reserved: 0,
+                promised: 0,
                 clock: 0,
                 group,
             })
@@ -193,17 +202,22 @@ impl KvPools {
         KvPools { pools, tree, chunk }
     }
 
+    /// A sequence that has no block yet, and no promise of any.
+    pub fn start(&self) -> KvSequence {
+        KvSequence { tables: vec![Vec::new(); self.pools.len()], promised: None, shared: None }
+    }
+
     /// Reserves what a sequence of at most `positions` positions needs, or `None` while others hold it.
     pub fn reserve(&mut self, positions: usize) -> Option<KvSequence> {
         let needs = self.needs(positions);
-        if self.pools.iter().zip(&needs).any(|(pool, need)| pool.unreserved < *need) {
+        if self.pools.iter().zip(&needs).any(|(pool, need)| pool.room() < *need) {
             return None;
         }
         for (pool, need) in self.pools.iter_mut().zip(&needs) {
-            pool.unreserved -= need;
+            pool.reserved += need;
+            pool.promised += need;
         }
-        let tables = vec![Vec::new(); self.pools.len()];
-        Some(KvSequence { tables, reserved: needs, shared: None })
+        Some(KvSequence { promised: Some(needs), ..self.start() })
     }
 
     fn needs(&self, positions: usize) -> Vec<usize> {
@@ -213,9 +227,52 @@ impl KvPools {
             .collect()
     }
 
+    /// Whether sequences that have reserved nothing can all grow to so many `positions` each beside those that have.
+    pub fn holds_all(&self, positions: impl Iterator<Item = usize> + Clone) -> bool {
+        self.pools.iter().all(|pool| {
+            let needs =
+                positions.clone().map(|count| blocks_needed(pool.group.window, count, self.chunk));
+            needs.sum::<usize>() <= pool.group.blocks - pool.reserved
+        })
+    }
+
+    /// Whether there is room for all of `tokens`, beside what can be shared, for what the sequences `others` lack of the
+    /// positions that they have, and for `spare` more blocks of each group.
+    pub fn has_room<'a>(
+        &self,
+        tokens: &[u32],
+        is_long: bool,
+        others: impl Iterator<Item = (&'a KvSequence, usize)> + Clone,
+        spare: usize,
+    ) -> bool {
+        let path = self.tree.path(PrefixTree::root(is_long), shareable(tokens));
+        let count = self.usable(&path);
+        let needs = self.needs(tokens.len());
+        self.pools.iter().zip(needs).enumerate().all(|(group, (pool, need))| {
+            let first = first_visible_block(pool.group.window, count * BLOCK_SIZE);
+            // Blocks that nobody uses are part of the room that is counted.
+            let is_used = |node: &&NodeId| {
+                let block = self.tree.block(**node, group);
+                pool.blocks[block as usize].users > 0
+            };
+            let there = path[first..count].iter().filter(is_used).count();
+            let lacks = others.clone().map(|(sequence, positions)| {
+                let has = sequence.tables[group].iter().filter(|block| **block != NO_BLOCK).count();
+                blocks_needed(pool.group.window, positions, self.chunk).saturating_sub(has)
+            });
+            need.saturating_sub(there) + lacks.sum::<usize>() + spare <= pool.room()
+        })
+    }
+
+    /// Whether some sequence has a promise of blocks.
+    pub fn has_promises(&self) -> bool {
+        self.pools.iter().any(|pool| pool.promised > 0)
+    }
+
     /// Lets a new sequence share blocks: it takes over those that hold the start of `tokens`, and others can take over
     /// its own. `is_long`: whether it is rotated as the long ones are.
     pub fn share(&mut self, sequence: &mut KvSequence, tokens: &[u32], is_long: bool) -> PrefixUse {
+        assert!(sequence.promised.is_none(), "what is reserved is for blocks of one's own");
         let root = PrefixTree::root(is_long);
         let path = self.tree.path(root, shareable(tokens));
         let count = self.usable(&path);
@@ -305,42 +362,66 @@ impl KvPools {
     }
 
     /// Makes the tables of `sequence` cover the rows at positions `start..end`, and gives back blocks that no row
-    /// from `start` on can see.
-    pub fn extend(&mut self, sequence: &mut KvSequence, start: usize, end: usize) {
+    /// from `start` on can see. Returns the end of the rows that there is room for: `end`, unless blocks ran out for a
+    /// sequence that has not reserved them.
+    #[must_use]
+    pub fn extend(&mut self, sequence: &mut KvSequence, start: usize, end: usize) -> usize {
         assert!(end - start <= self.chunk, "a chunk is no longer than the pools were planned for");
-        for (group, (pool, table)) in self.pools.iter_mut().zip(&mut sequence.tables).enumerate() {
+        let KvSequence { tables, promised, .. } = sequence;
+        let mut reached = end;
+        for (group, (pool, table)) in self.pools.iter_mut().zip(&mut *tables).enumerate() {
             if let Some(window) = pool.group.window {
                 let first_visible = (start + 1).saturating_sub(window);
                 let left_behind = (first_visible / BLOCK_SIZE).min(table.len());
                 for block in table[..left_behind].iter_mut().rev().take_while(|b| **b != NO_BLOCK) {
                     pool.remove_user(*block);
                     *block = NO_BLOCK;
+                    if let Some(promised) = promised {
+                        promised[group] += 1;
+                        pool.promised += 1;
+                    }
                 }
             }
-            while table.len() * BLOCK_SIZE < end {
+            let room = promised.as_ref().map_or(pool.room(), |promised| promised[group]);
+            reached = reached.min((table.len() + room) * BLOCK_SIZE);
+        }
+        let reached = reached.max(start);
+        for (group, (pool, table)) in self.pools.iter_mut().zip(tables).enumerate() {
+            while table.len() * BLOCK_SIZE < reached && reached > start {
+                if let Some(promised) = promised {
+                    promised[group] -= 1;
+                    pool.promised -= 1;
+                }
                 table.push(pool.take(&mut self.tree, group));
             }
         }
+        reached
     }
 
-    /// Gives back every block of a sequence, but not its reservation. It shares nothing from then on.
+    /// Gives back every block of a sequence, but not what is promised to it. It shares nothing from then on.
     pub fn clear(&mut self, sequence: &mut KvSequence) {
-        for (pool, table) in self.pools.iter_mut().zip(&mut sequence.tables) {
+        let KvSequence { tables, promised, shared } = sequence;
+        for (group, (pool, table)) in self.pools.iter_mut().zip(tables).enumerate() {
             // The end first: without the start of a text its end is of no use.
             for block in table.drain(..).rev().filter(|block| *block != NO_BLOCK) {
                 pool.remove_user(block);
+                if let Some(promised) = promised {
+                    promised[group] += 1;
+                    pool.promised += 1;
+                }
             }
         }
-        if let Some((node, _)) = sequence.shared.take() {
+        if let Some((node, _)) = shared.take() {
             self.tree.unpin(node);
         }
     }
 
-    /// Gives back every block and the reservation of a sequence.
+    /// Gives back everything that a sequence has.
     pub fn release(&mut self, mut sequence: KvSequence) {
         self.clear(&mut sequence);
-        for (pool, reserved) in self.pools.iter_mut().zip(&sequence.reserved) {
-            pool.unreserved += reserved;
+        for (pool, promised) in self.pools.iter_mut().zip(sequence.promised.unwrap_or_default()) {
+            pool.reserved -= promised;
+            pool.promised -= promised;
         }
     }
 

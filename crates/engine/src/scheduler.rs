@@ -3,17 +3,26 @@
 //! Continuous batching: each step has one row for every sequence that is generating, and the room that is left goes
 //! to prompts, in chunks, in the order in which they came. A prompt that begins as one that is being computed waits for
 //! it, and takes its blocks over.
+//!
+//! A sequence starts when there are blocks for what it has now, and takes more as it grows. When they run out, the
+//! sequence that came last gives up its blocks for those before it: it waits again, in its old place, and later computes
+//! what it had once more, with the same result. So the one that came first always goes on, and each becomes the first.
 
 use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvPools, PrefixUse};
 use crate::sequence::{Constraint, Sequence, SequenceId};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-/// Sequences that wait and sequences that run.
+/// Sequences that wait and sequences that run, both in the order in which they came.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// The first sequence that could not start for lack of blocks.
+    lacks_room: Option<SequenceId>,
+    /// Others than sequences that wait for blocks.
+    guests: BTreeSet<SequenceId>,
+    preemptions: u64,
     /// The most sequences that run at once.
     max_sequences: usize,
     /// The most rows of one batch.
@@ -44,12 +53,21 @@ pub(crate) struct Plan {
 
 impl Scheduler {
     pub fn new(max_sequences: usize, max_rows: usize, sharing: PrefixSharing) -> Self {
-        let (waiting, running) = (VecDeque::new(), Vec::new());
-        Scheduler { waiting, running, max_sequences, max_rows, sharing }
+        Scheduler {
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            lacks_room: None,
+            guests: BTreeSet::new(),
+            preemptions: 0,
+            max_sequences,
+            max_rows,
+            sharing,
+        }
     }
 
     pub fn submit(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        let place = self.waiting.partition_point(|other| other.id < sequence.id);
+        self.waiting.insert(place, sequence);
     }
 
     pub fn is_idle(&self) -> bool {
@@ -59,18 +77,17 @@ impl Scheduler {
     /// Starts what fits and lays out the next batch.
     pub fn plan(&mut self, kv: &mut KvPools, groups: usize) -> Plan {
         let started = self.admit(kv);
+        let ends = self.take_blocks(kv);
         let mut plan = Plan { batch: Batch::new(groups), sampled: Vec::new(), started };
         // Generating sequences first: their users are reading.
         for prefill in [false, true] {
-            for sequence in self.running.iter_mut().filter(|s| s.in_prefill() == prefill) {
-                let room = self.max_rows - plan.batch.rows();
+            let rows = self.running.iter_mut().zip(&ends);
+            for (sequence, &end) in rows.filter(|(s, _)| s.in_prefill() == prefill) {
                 let start = sequence.computed;
-                let end = sequence.tokens.len().min(start + room);
                 if start == end {
                     continue;
                 }
-                let blocks = sequence.kv.as_mut().expect("a running sequence has blocks");
-                kv.extend(blocks, start, end);
+                let blocks = sequence.kv.as_ref().expect("a running sequence has blocks");
                 let last = end == sequence.tokens.len();
                 let logits = if last { Logits::Last } else { Logits::None };
                 let tokens = &sequence.tokens[start..end];
@@ -87,29 +104,115 @@ impl Scheduler {
         plan
     }
 
+    /// Takes the blocks for the next rows of each running sequence, in the order in which they came, and says where these
+    /// rows end. Those that came last are preempted where others need their blocks.
+    fn take_blocks(&mut self, kv: &mut KvPools) -> Vec<usize> {
+        let generating = self.running.iter().filter(|sequence| !sequence.in_prefill()).count();
+        let mut rows_of_prompts = self.max_rows - generating;
+        let mut ends = Vec::with_capacity(self.running.len());
+        while let Some(sequence) = self.running.get_mut(ends.len()) {
+            let start = sequence.computed;
+            let in_prefill = sequence.in_prefill();
+            let wanted = match in_prefill {
+                true => sequence.prompt_tokens.min(start + rows_of_prompts),
+                false => start + 1,
+            };
+            let blocks = sequence.kv.as_mut().expect("a running sequence has blocks");
+            let end = kv.extend(blocks, start, wanted);
+            if end == start && start < wanted && self.running.len() > ends.len() + 1 {
+                self.preempt_last(kv);
+                continue;
+            }
+            // The last one keeps its blocks until others need them, though it may not go on now.
+            if in_prefill {
+                rows_of_prompts -= end - start;
+            }
+            ends.push(end);
+        }
+        ends
+    }
+
+    /// Has the running sequence that came last wait again, without its blocks.
+    fn preempt_last(&mut self, kv: &mut KvPools) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        kv.release(sequence.kv.take().expect("a running sequence has blocks"));
+        sequence.computed = 0;
+        if self.sharing == PrefixSharing::All {
+            // Its answer so far can be computed like a prompt; elsewhere it is computed as it was, a token in each step.
+            sequence.prompt_tokens = sequence.tokens.len();
+        }
+        self.preemptions += 1;
+        self.submit(sequence);
+    }
+
     /// Moves waiting sequences to the running ones, in order, while there is room for them.
     fn admit(&mut self, kv: &mut KvPools) -> Vec<(SequenceId, PrefixUse)> {
         let mut started = Vec::new();
         let mut index = 0;
+        self.lacks_room = None;
         while self.running.len() < self.max_sequences
             && let Some(next) = self.waiting.get(index)
         {
+            if self.guests.first().is_some_and(|guest| *guest < next.id) {
+                break;
+            }
             if self.gains_by_waiting(next, kv) {
                 index += 1;
                 continue;
             }
-            let Some(mut blocks) = kv.reserve(next.max_positions()) else { break };
+            if !self.has_room(next, kv) {
+                self.lacks_room = Some(next.id);
+                break;
+            }
             let Some(mut sequence) = self.waiting.remove(index) else { break };
+            let mut blocks = kv.start();
             let mut prefix = PrefixUse { cached: 0, miss: None };
             if self.sharing != PrefixSharing::Off {
                 prefix = kv.share(&mut blocks, &sequence.tokens, sequence.is_long);
             }
             sequence.computed = prefix.cached;
             sequence.kv = Some(blocks);
-            started.push((sequence.id, prefix));
-            self.running.push(sequence);
+            if !sequence.was_started {
+                sequence.was_started = true;
+                started.push((sequence.id, prefix));
+            }
+            let place = self.running.partition_point(|other| other.id < sequence.id);
+            self.running.insert(place, sequence);
         }
         started
+    }
+
+    /// Whether there are blocks for all that everyone may need with `next`, or else for what they have now and one more for
+    /// each, so that nobody has to give up its own at once.
+    fn has_room(&self, next: &Sequence, kv: &KvPools) -> bool {
+        let all = self.running.iter().chain([next]).map(Sequence::max_positions);
+        if self.running.is_empty() && !kv.has_promises() || kv.holds_all(all) {
+            return true;
+        }
+        let others = self.running.iter();
+        let others = others.filter_map(|other| Some((other.kv.as_ref()?, other.tokens.len())));
+        kv.has_room(&next.tokens, next.is_long, others, self.running.len() + 1)
+    }
+
+    /// Whether something else than a sequence, which came as `guest`, may take blocks: not before a sequence that came
+    /// earlier and waits for them.
+    pub fn may_take_blocks(&self, guest: SequenceId) -> bool {
+        self.lacks_room.is_none_or(|first| guest < first)
+    }
+
+    /// Starts no sequence that came later than `guest`, so that it finds blocks.
+    pub fn hold_back_after(&mut self, guest: SequenceId) {
+        self.guests.insert(guest);
+    }
+
+    /// Ends [`Scheduler::hold_back_after`].
+    pub fn forget_guest(&mut self, guest: SequenceId) {
+        self.guests.remove(&guest);
+    }
+
+    /// How many times a sequence was preempted.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// Whether a prompt that is being computed begins with more blocks of `next` than there are already.

@@ -135,7 +135,9 @@ pub(crate) struct Sequence {
     pub end_tokens: Vec<u32>,
     pub logprobs: Option<usize>,
     pub constraint: Option<Box<dyn Constraint>>,
-    /// The blocks, once it runs.
+    /// Whether it has run before.
+    pub was_started: bool,
+    /// The blocks, while it runs.
     pub kv: Option<KvSequence>,
 }
 

@@ -100,7 +100,7 @@ impl Bench {
             if end == row.computed {
                 continue;
             }
-            self.pools.extend(&mut row.kv, row.computed, end);
+            assert_eq!(self.pools.extend(&mut row.kv, row.computed, end), end);
             let tokens = &row.tokens[row.computed..end];
             let is_long = row.tokens.len() > self.short_context;
             batch.push(tokens, row.computed, is_long, &row.kv.tables, Logits::All);

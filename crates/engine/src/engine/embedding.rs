@@ -2,6 +2,7 @@
 
 use super::{Engine, EngineError, HeldSequence, SCORE_ROWS};
 use crate::batch::{Batch, Logits};
+use crate::sequence::SequenceId;
 
 /// How the hidden states of a text's tokens become one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,28 +19,37 @@ pub struct Embedding {
     tokens: Vec<u32>,
     pooling: Pooling,
     held: Option<HeldSequence>,
+    /// Its place among the sequences, once it was seen.
+    place: Option<SequenceId>,
     sum: Vec<f64>,
 }
 
 impl Embedding {
     /// The start of the work on a text.
     pub fn new(tokens: Vec<u32>, pooling: Pooling) -> Self {
-        Embedding { tokens, pooling, held: None, sum: Vec::new() }
+        Embedding { tokens, pooling, held: None, place: None, sum: Vec::new() }
     }
 }
 
 impl Engine {
     /// Computes the next chunk of a text, and returns its vector when that was the last one. Also `None` while other
-    /// sequences hold the room that it needs. A text that is not finished has to be given up with
+    /// sequences hold the room that it needs; those that come later do not start before it then. A text that is not finished has to be given up with
     /// [`Engine::give_up`].
     ///
     /// # Errors
     /// When the text is empty, too long for the context or has unknown tokens, or when the device failed.
     pub fn embed(&mut self, embedding: &mut Embedding) -> Result<Option<Vec<f32>>, EngineError> {
-        let Embedding { tokens, pooling, held, sum } = embedding;
+        let Embedding { tokens, pooling, held, place, sum } = embedding;
         if held.is_none() {
             self.check_tokens(tokens)?;
-            *held = self.hold(tokens.len());
+            let place = *place.get_or_insert_with(|| self.new_id());
+            if self.scheduler.may_take_blocks(place) {
+                *held = self.hold(tokens.len());
+            }
+            match held {
+                Some(_) => self.scheduler.forget_guest(place),
+                None => self.scheduler.hold_back_after(place),
+            }
         }
         let Some(mut sequence) = held.take() else { return Ok(None) };
         let start = sequence.positions;
@@ -76,6 +86,9 @@ impl Engine {
 
     /// Gives back what a text holds that is not wanted any more.
     pub fn give_up(&mut self, embedding: Embedding) {
+        if let Some(place) = embedding.place {
+            self.scheduler.forget_guest(place);
+        }
         if let Some(sequence) = embedding.held {
             self.release(sequence);
         }
@@ -91,7 +104,8 @@ impl Engine {
         let mut batch = Batch::new(self.groups);
         batch.wants_hidden = true;
         let end = sequence.positions + tokens.len();
-        self.kv.extend(&mut sequence.kv, sequence.positions, end);
+        let reached = self.kv.extend(&mut sequence.kv, sequence.positions, end);
+        assert_eq!(reached, end, "a sequence stays within the positions that it holds");
         let HeldSequence { kv, is_long, positions } = sequence;
         batch.push(tokens, *positions, *is_long, &kv.tables, wanted);
         *positions = end;

@@ -23,6 +23,16 @@ pub enum EngineError {
         /// The model's own limit.
         limit: usize,
     },
+    /// Less room for keys and values than one sequence may need.
+    #[error(
+        "there is to be room for the keys and values of {tokens} tokens, but the context of one sequence holds {context}"
+    )]
+    KvTokens {
+        /// Asked for.
+        tokens: usize,
+        /// Positions of each sequence.
+        context: usize,
+    },
     /// The device cannot be used, or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

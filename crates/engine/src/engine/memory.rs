@@ -83,7 +83,15 @@ pub(super) fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, En
     // No step has more rows than all sequences have positions.
     let chunk = options.chunk.clamp(1, context.saturating_mul(sequences));
     let layout = KvLayout::new(decoder.layers.iter().map(|layer| layer.attention.shape.window));
-    let groups = layout.groups(sequences, context, chunk);
+    let mut groups = layout.groups(sequences, context, chunk);
+    if let Some(tokens) = options.kv_tokens {
+        if tokens < context {
+            return Err(EngineError::KvTokens { tokens, context });
+        }
+        for group in &mut groups {
+            group.blocks = group.blocks.min(tokens.div_ceil(BLOCK_SIZE));
+        }
+    }
     let limits = BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
 
     if let Device::Cuda(ordinal) = options.device {

@@ -70,6 +70,9 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Sequences that can run at once.
     pub sequences: usize,
+    /// Positions of all sequences together whose keys and values there is room for; those of `sequences` whole contexts
+    /// if `None`. With less than that, sequences may have to wait for others in the middle. Changes no result.
+    pub kv_tokens: Option<usize>,
     /// Rows of one step: longer prompts are computed in chunks. Changes no result.
     pub chunk: usize,
     /// CPU threads; the physical cores if `None`. Changes no result.
@@ -86,6 +89,7 @@ impl Default for EngineOptions {
             device: Device::Cpu,
             context: None,
             sequences: 1,
+            kv_tokens: None,
             chunk: Device::Cpu.chunk(),
             threads: None,
             memory_limit: None,

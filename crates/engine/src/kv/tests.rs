@@ -48,9 +48,9 @@ fn a_sequence_holds_its_blocks_and_gives_them_back() {
     let mut first = pools.reserve(100).unwrap();
     let mut second = pools.reserve(100).unwrap();
     assert!(pools.reserve(1).is_none());
-    pools.extend(&mut first, 0, 64);
-    pools.extend(&mut second, 0, 1);
-    pools.extend(&mut first, 64, 100);
+    assert_eq!(pools.extend(&mut first, 0, 64), 64);
+    assert_eq!(pools.extend(&mut second, 0, 1), 1);
+    assert_eq!(pools.extend(&mut first, 64, 100), 100);
     assert_eq!(first.tables[0].len(), 4);
     assert_eq!(second.tables[0].len(), 1);
     assert!(first.tables[0].iter().all(|block| !second.tables[0].contains(block)));
@@ -70,7 +70,7 @@ fn a_window_never_needs_more_than_it_reserved_and_keeps_what_is_visible() {
             let mut start = 0;
             while start < 1000 {
                 let end = (start + chunk).min(1000);
-                pools.extend(&mut sequence, start, end);
+                assert_eq!(pools.extend(&mut sequence, start, end), end);
                 for position in (start + 1).saturating_sub(window)..end {
                     assert_ne!(sequence.tables[0][position / BLOCK_SIZE], NO_BLOCK);
                 }
@@ -82,14 +82,58 @@ fn a_window_never_needs_more_than_it_reserved_and_keeps_what_is_visible() {
     }
 }
 
+#[test]
+fn a_sequence_without_a_promise_grows_until_the_blocks_run_out() {
+    // Six blocks, and five for the window.
+    let mut pools = pools(&[None, Some(40)], 1, 192, 64);
+    let mut reserved = pools.reserve(64).unwrap();
+    let mut one = pools.start();
+    assert_eq!(pools.extend(&mut one, 0, 64), 64);
+    assert_eq!(pools.extend(&mut one, 64, 100), 96, "a block, of the four that are not promised");
+    let mut two = pools.start();
+    assert_eq!(pools.extend(&mut two, 0, 32), 0, "the window has none left");
+    pools.check(&[&reserved, &one, &two]);
+    assert_eq!(pools.extend(&mut reserved, 0, 64), 64, "what is promised is kept");
+    assert!(!pools.has_promises());
+    pools.release(reserved);
+    assert_eq!(pools.extend(&mut two, 0, 32), 32);
+    assert_eq!(pools.extend(&mut one, 96, 128), 128);
+    pools.check(&[&one, &two]);
+    pools.release(one);
+    pools.release(two);
+    assert_eq!(pools.free_blocks(), [6, 5]);
+}
+
+#[test]
+fn room_is_counted_without_what_others_share_already() {
+    let mut pools = pools(&[None], 1, 256, 256);
+    let tokens = text(160);
+    let (_, one) = compute(&mut pools, &tokens, 256);
+    assert!(
+        !pools.has_room(&text(31 * 5), true, [].into_iter(), 0),
+        "five blocks, and there are three"
+    );
+    assert!(pools.has_room(&tokens, false, [].into_iter(), 2), "one block, since four are shared");
+    assert!(!pools.has_room(&tokens, false, [].into_iter(), 3));
+    let half = [(&one, 200)].into_iter();
+    assert!(!pools.has_room(&tokens, false, half.clone(), 1), "one, and two that the other lacks");
+    assert!(pools.has_room(&tokens, false, half, 0));
+    pools.release(one);
+    assert!(
+        pools.has_room(&tokens, false, [].into_iter(), 3),
+        "those that nobody uses count as room"
+    );
+    assert!(!pools.has_room(&tokens, false, [].into_iter(), 4));
+}
+
 /// A sequence of these tokens from its start to its end, in chunks; what it took over, and its blocks.
 fn compute(pools: &mut KvPools, tokens: &[u32], chunk: usize) -> (PrefixUse, KvSequence) {
-    let mut sequence = pools.reserve(tokens.len()).unwrap();
+    let mut sequence = pools.start();
     let prefix = pools.share(&mut sequence, tokens, false);
     let mut start = prefix.cached;
     while start < tokens.len() {
         let end = (start + chunk).min(tokens.len());
-        pools.extend(&mut sequence, start, end);
+        assert_eq!(pools.extend(&mut sequence, start, end), end);
         for (pool, table) in pools.pools.iter().zip(&sequence.tables) {
             let first = pool.group.window.map_or(0, |window| (start + 1).saturating_sub(window));
             for position in first..end {

@@ -96,7 +96,7 @@ pub fn score_with_8_bit_inputs(model: &Model, tokens: &[u32]) -> Vec<f32> {
     let count = groups.len();
     let mut pools = KvPools::new(groups, tokens.len());
     let mut kv = pools.reserve(tokens.len()).unwrap();
-    pools.extend(&mut kv, 0, tokens.len());
+    assert_eq!(pools.extend(&mut kv, 0, tokens.len()), tokens.len());
     let mut batch = Batch::new(count);
     batch.push(tokens, 0, false, &kv.tables, Logits::All);
     let mut logits = Vec::new();

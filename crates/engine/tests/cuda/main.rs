@@ -109,6 +109,46 @@ fn answers(engine: &mut Engine, requests: Vec<Request>) -> Vec<Vec<u32>> {
     answers
 }
 
+/// Generated tokens have other bits than those of prompts, so they are computed once more one by one.
+#[test]
+fn preempted_sequences_have_the_tokens_that_they_have_alone() {
+    if !has_gpu() {
+        return;
+    }
+    for name in ["gpt-oss-mxfp4", "llama-linear", "gemma3-capped"] {
+        let case = cases().into_iter().find(|case| case.name == name).unwrap();
+        let model = Model::open(&case.model_path()).unwrap();
+        let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
+        let requests = || {
+            (0..4).map(|which| {
+                let mut tokens: Vec<u32> = tokens.iter().copied().cycle().take(20).collect();
+                tokens[which] = 3;
+                let mut request = request(tokens, 70);
+                request.sampling = SamplingOptions { seed: 3, ..Default::default() };
+                request
+            })
+        };
+        let engine = |sequences, kv_tokens| {
+            let options = EngineOptions {
+                device: GPU,
+                context: Some(96),
+                chunk: 16,
+                sequences,
+                kv_tokens,
+                sharing: GPU.sharing(),
+                ..EngineOptions::default()
+            };
+            Engine::new(&model, &options, &mut |_, _| {}).unwrap()
+        };
+        let alone =
+            requests().map(|request| answers(&mut engine(1, None), vec![request]).remove(0));
+        let alone: Vec<_> = alone.collect();
+        let mut small = engine(4, Some(128));
+        assert_eq!(answers(&mut small, requests().collect()), alone, "{name}");
+        assert!(small.preemptions() > 0, "{name}");
+    }
+}
+
 fn request(tokens: Vec<u32>, max_tokens: usize) -> Request {
     Request {
         tokens,

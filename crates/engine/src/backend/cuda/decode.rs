@@ -191,6 +191,10 @@ impl Cuda {
     fn head(&mut self, decoder: &Decoder<Weights, Vector>, batch: &Batch, s: &mut Scratch<Cuda>) {
         let (count, stride) = (batch.logit_rows.len(), decoder.head.rows);
         s.logits.set(count, stride);
+        if count == 0 {
+            // Tokens that are computed once more.
+            return;
+        }
         let Cuda { gpu, failure, batch: device_batch, .. } = self;
         attempt(failure, || {
             let inputs = Inputs {
