@@ -82,7 +82,10 @@ impl Grammars {
         if let Some(warning) = matcher.grammar_warnings().first() {
             return Err(anyhow!("{}", first_line(warning)));
         }
-        Ok(Held { matcher, mask: None, end_tokens: self.end_tokens.clone() })
+        let held = Held { matcher, mask: None, end_tokens: self.end_tokens.clone() };
+        // Such as of a schema that refers to itself and to nothing else.
+        held.again().compute().map_err(|error| anyhow!("no answer can begin: {error}"))?;
+        Ok(held)
     }
 }
 
@@ -226,6 +229,19 @@ mod tests {
         assert!(!may_be(&grammars, tokenizer, &any, "[1]"));
     }
 
+    /// A schema that is small, and large once what it refers to is in its place.
+    fn exploding() -> Value {
+        let mut definitions = json!({"d0": {"type": "integer"}});
+        for depth in 1..40 {
+            let last = format!("#/$defs/d{}", depth - 1);
+            definitions[format!("d{depth}")] = json!({"allOf": [
+                {"anyOf": [{"$ref": last}, {"type": "array", "items": {"$ref": last}, "minItems": depth}]},
+                {"anyOf": [{"$ref": last}, {"type": "object", "properties": {"x": {"$ref": last}}}]}
+            ]});
+        }
+        json!({"$defs": definitions, "$ref": "#/$defs/d39"})
+    }
+
     #[test]
     fn grammars_that_are_wrong_or_explode_are_refused() {
         let model = demo();
@@ -243,6 +259,8 @@ mod tests {
         for wrong in [
             Grammar::Schema(json!({"type": "nonsense"})),
             Grammar::Schema(json!({"$ref": "#/nowhere"})),
+            Grammar::Schema(json!({"$ref": "#"})),
+            Grammar::Schema(json!({"enum": []})),
             Grammar::Schema(json!({"not": {"type": "object"}, "type": "object"})),
             Grammar::Schema(json!({"type": "string", "pattern": "("})),
             Grammar::Schema(json!(7)),
@@ -254,5 +272,9 @@ mod tests {
             let error = grammars.compile(&wrong).err().map(|error| error.to_string());
             assert!(error.is_some_and(|error| !error.is_empty()), "{wrong:?}");
         }
+        // Whether it is refused or not, nobody has to wait for it.
+        let begin = std::time::Instant::now();
+        let _ = grammars.compile(&Grammar::Schema(exploding()));
+        assert!(begin.elapsed() < std::time::Duration::from_secs(10));
     }
 }

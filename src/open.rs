@@ -123,16 +123,19 @@ pub fn load(model: &Model, options: &EngineOptions) -> Result<Engine> {
 /// The context that was asked for; without that, the model's own, or less where memory would not suffice for it.
 fn context(model: &Model, options: &EngineOptions) -> Result<Option<usize>> {
     let available = || memory::available(options.device);
-    let Some(budget) = options.memory_limit.or_else(available) else { return Ok(None) };
     if options.context.is_some() {
         return Ok(options.context);
     }
+    let budget = options.memory_limit.or_else(available).unwrap_or(u64::MAX);
     let limit = model.description.decoder.context_length;
+    // One sequence can have all the room there is for keys and values, and no more.
+    let limit = options.kv_tokens.map_or(limit, |tokens| limit.min(tokens));
     let total = |context| {
         let options = EngineOptions { context: Some(context), ..options.clone() };
         MemoryPlan::new(model, &options).map(|plan| plan.total())
     };
     let context = fitting_context(limit, budget, total)?;
+    let limit = model.description.decoder.context_length;
     if context < limit {
         eprintln!(
             "context: {context} positions, for which memory suffices, of the model's {limit} (--ctx sets it)"

@@ -16,6 +16,8 @@ struct Report {
     device: String,
     context: usize,
     sequences: usize,
+    /// Tokens of all sequences together, if that is less than whole contexts.
+    kv_tokens: Option<usize>,
     weights: u64,
     weights_by_type: Map<String, Value>,
     kv_per_token: PerToken,
@@ -46,6 +48,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         device,
         context: args.ctx,
         sequences: args.sequences,
+        kv_tokens: args.kv_tokens,
         chunk: device.chunk(),
         ..EngineOptions::default()
     };
@@ -59,6 +62,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         device: device.to_string(),
         context: args.ctx.unwrap_or(model.description.decoder.context_length),
         sequences: args.sequences,
+        kv_tokens: args.kv_tokens,
         weights: plan.weights,
         weights_by_type: by_type
             .into_iter()
@@ -86,7 +90,10 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let mut line = |label: &str, value: String| writeln!(out, "{label:<18}{value}");
     line("model", report.path.clone())?;
     line("device", report.device.clone())?;
-    line("for", format!("{} sequences of {} positions", report.sequences, report.context))?;
+    let together = report.kv_tokens.map(|tokens| format!(", {tokens} of them together"));
+    let together = together.unwrap_or_default();
+    let Report { sequences, context, .. } = report;
+    line("for", format!("{sequences} sequences of {context} positions{together}"))?;
     let types = report.weights_by_type.iter();
     let types: Vec<String> = types
         .map(|(dtype, bytes)| format!("{dtype} {}", size(bytes.as_u64().unwrap_or(0))))

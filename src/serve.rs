@@ -5,6 +5,8 @@ use crate::hub::HubId;
 use crate::open;
 use crate::server::app::{App, Served, Settings};
 use crate::server::metrics::Metrics;
+use crate::server::thoughts::Thoughts;
+use crate::server::turns::Turns;
 use crate::server::worker::Worker;
 use crate::server::{connection, router, tls};
 use anyhow::{Context, Result, anyhow};
@@ -115,7 +117,7 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         }
     };
     let options = open::options(model_args, &args.engine)?;
-    let options = EngineOptions { sequences: args.sequences, ..options };
+    let options = EngineOptions { sequences: args.sequences, kv_tokens: args.kv_tokens, ..options };
     let engine = open::load(model, &options)?;
     let (worker, thread) = Worker::new(args.sequences, args.queue, Arc::clone(&app.metrics));
     let served = Served {
@@ -126,6 +128,8 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         vocab_size: engine.vocab_size(),
         logit_width: engine.logit_width(),
         sampling: model.description.generation.over(SamplingOptions::default()),
+        thoughts: (!args.engine.deterministic).then(Thoughts::default),
+        turns: (!args.engine.deterministic).then(Turns::default),
         grammars: OnceLock::new(),
     };
     if matches!(served.format, Some(ChatFormat::Harmony(_))) {
@@ -133,13 +137,15 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         served.grammars().map_err(|error| anyhow!(error.message))?;
     }
     app.set_ready(served);
+    let together = args.kv_tokens.map(|tokens| format!(", {tokens} of them together"));
     eprintln!(
-        "ready after {:.1} s: {} on {}, {} sequences of {} positions",
+        "ready after {:.1} s: {} on {}, {} sequences of {} positions{}",
         begin.elapsed().as_secs_f64(),
         app.settings.name,
         options.device,
         args.sequences,
-        engine.context()
+        engine.context(),
+        together.unwrap_or_default()
     );
     Ok(thread.run(engine)?)
 }

@@ -145,7 +145,8 @@ pub struct EngineArgs {
     /// CPU threads [default: the physical cores]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Use only paths whose results do not depend on what else runs; all of this version's are such
+    /// Let no result depend on what else runs or ran; all that this changes is that `serve` does not remember the tokens of
+    /// its answers
     #[arg(long)]
     pub deterministic: bool,
 }

@@ -97,6 +97,9 @@ pub struct PlanArgs {
     /// Sequences that run at once
     #[arg(long, value_name = "N", value_parser = parse_positive, default_value = "1")]
     pub sequences: usize,
+    /// Tokens of all sequences together that there is room for [default: that of whole contexts]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub kv_tokens: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

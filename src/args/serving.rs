@@ -32,6 +32,10 @@ pub struct ServeArgs {
     /// Answers that may wait beside those; more are refused
     #[arg(long, value_name = "N", env = "OXGPT_QUEUE", default_value_t = 256)]
     pub queue: usize,
+    /// Tokens, of all answers together with their prompts, whose keys and values there is room for; when it is full, the
+    /// answers that came last wait for the others [default: `--sequences` whole contexts]
+    #[arg(long, value_name = "N", env = "OXGPT_KV_TOKENS", value_parser = parse_positive)]
+    pub kv_tokens: Option<usize>,
     /// A chat template in place of the model's own
     #[arg(long, value_name = "FILE", env = "OXGPT_CHAT_TEMPLATE")]
     pub chat_template: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! The tokens of an answer as what clients read: text, reasoning, calls of tools, log-probabilities.
 
 use super::app::Served;
+use super::body;
 use super::tags::{TAGS, TagReader, Tagged};
 use oxgpt_engine::prompt::ChatFormat;
 use oxgpt_engine::prompt::harmony::{Delta, HarmonyParser, Kind};
@@ -16,8 +17,8 @@ pub enum Piece {
     Text(String),
     /// What the model thinks.
     Reasoning(String),
-    /// It calls a tool; the arguments follow.
-    Call { name: String },
+    /// It calls a tool, under a name of the call's own; the arguments follow.
+    Call { name: String, id: String },
     /// Arguments of the call that began last.
     Arguments(String),
     /// The log-probability of a token whose text was told before.
@@ -195,7 +196,7 @@ impl AnswerReader {
                 Tagged::Text(text) => self.answer(&text, pieces),
                 Tagged::Reasoning(text) => reasoning(text, pieces),
                 Tagged::Call { name, arguments } => {
-                    pieces.push(Piece::Call { name });
+                    pieces.push(Piece::Call { name, id: body::id("") });
                     pieces.push(Piece::Arguments(arguments));
                 }
             }
@@ -211,7 +212,8 @@ impl AnswerReader {
                         if self.has_tools {
                             let recipient = header.recipient.unwrap_or_default();
                             let name = recipient.strip_prefix("functions.").unwrap_or(&recipient);
-                            pieces.push(Piece::Call { name: name.to_string() });
+                            let (name, id) = (name.to_string(), body::id(""));
+                            pieces.push(Piece::Call { name, id });
                         } else {
                             // Nobody offered a tool, so these are words.
                             self.kind = Kind::Raw;

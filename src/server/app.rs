@@ -2,6 +2,8 @@
 
 use super::error::ApiError;
 use super::metrics::Metrics;
+use super::thoughts::Thoughts;
+use super::turns::Turns;
 use super::worker::Worker;
 use crate::grammar::Grammars;
 use axum::http::StatusCode;
@@ -57,6 +59,10 @@ pub struct Served {
     pub logit_width: usize,
     /// The model's own settings.
     pub sampling: SamplingOptions,
+    /// Answers as they were generated; none are remembered if there is none.
+    pub turns: Option<Turns>,
+    /// What led to calls of tools; nothing is remembered if there is none.
+    pub thoughts: Option<Thoughts>,
     /// Made when they are first needed.
     pub grammars: OnceLock<Result<Grammars, String>>,
 }

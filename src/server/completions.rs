@@ -42,7 +42,11 @@ pub async fn completions(
 
 type Parsed = (Generation, Answers, Option<bool>);
 
-fn parse(app: &'static App, served: &Served, mut fields: Fields) -> Result<Parsed, ApiError> {
+fn parse(
+    app: &'static App,
+    served: &'static Served,
+    mut fields: Fields,
+) -> Result<Parsed, ApiError> {
     body::ignore_labels(&mut fields)?;
     let sampling = Sampling::take(&mut fields, &served.sampling)?;
     let max_tokens = fields.integer("max_tokens", 0..=u64::from(u32::MAX))?;
@@ -84,6 +88,7 @@ fn parse(app: &'static App, served: &Served, mut fields: Fields) -> Result<Parse
         logprobs,
         end_tokens,
         one_call: false,
+        is_turn: false,
     };
     let reader = || AnswerReader::text(served, stop.clone());
     let generation = Generation::begin(app, served, task, &reader, &|| None)?;
@@ -172,6 +177,8 @@ impl Answers {
             for (id, value) in top {
                 by_text.entry(text(*id)).or_insert_with(|| json!(finite(*value)));
             }
+            // That of the chosen token is there in any case, so that there may be one more.
+            by_text.entry(text(token.id)).or_insert_with(|| json!(finite(token.logprobs.chosen)));
             by_text.into()
         };
         json!({

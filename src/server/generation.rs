@@ -4,10 +4,13 @@ use super::answer::{AnswerReader, Piece};
 use super::app::{Answering, App, Log, Served};
 use super::error::ApiError;
 use super::sampling::Sampling;
+use super::thoughts::Thoughts;
+use super::turns::Turns;
 use super::worker::{Busy, Submitted, Update};
 use axum::http::StatusCode;
 use oxgpt_engine::kv::{PrefixMiss, PrefixUse};
 use oxgpt_engine::sequence::{Constraint, FinishReason, Request};
+use oxgpt_engine::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,6 +34,8 @@ pub struct Task {
     pub end_tokens: Vec<u32>,
     /// Whether a second call of a tool ends an answer.
     pub one_call: bool,
+    /// Whether the answers may come back in a next turn, after their prompt.
+    pub is_turn: bool,
 }
 
 /// Why an answer ended.
@@ -70,8 +75,10 @@ pub struct Change {
 struct Choice {
     reader: AnswerReader,
     is_cancelled: Arc<AtomicBool>,
-    tokens: usize,
-    calls: usize,
+    tokens: Vec<u32>,
+    reasoning: String,
+    /// The names of the calls so far.
+    calls: Vec<String>,
     is_over: bool,
 }
 
@@ -83,7 +90,29 @@ pub struct Generation {
     one_call: bool,
     /// Changes that are known but were not told.
     known: VecDeque<Change>,
+    memory: Option<Memory>,
+    thoughts: Option<&'static Thoughts>,
     record: Record,
+}
+
+impl Choice {
+    /// Takes note of what a next turn may need.
+    fn note(&mut self, pieces: &[Piece]) {
+        for piece in pieces {
+            match piece {
+                Piece::Call { id, .. } => self.calls.push(id.clone()),
+                Piece::Reasoning(text) => self.reasoning.push_str(text),
+                Piece::Text(_) | Piece::Arguments(_) | Piece::Logprob(_) => {}
+            }
+        }
+    }
+}
+
+/// Where answers are remembered.
+struct Memory {
+    turns: &'static Turns,
+    tokenizer: &'static Tokenizer,
+    prompt: Vec<u32>,
 }
 
 /// What the log and the client are told of a generation.
@@ -106,7 +135,7 @@ impl Generation {
     /// Submits the requests of a task. `reader` makes a reader for an answer, and `constraint` what holds it to a grammar.
     pub fn begin(
         app: &'static App,
-        served: &Served,
+        served: &'static Served,
         task: Task,
         reader: &dyn Fn() -> AnswerReader,
         constraint: &dyn Fn() -> Option<Box<dyn Constraint>>,
@@ -134,6 +163,12 @@ impl Generation {
             );
             return Err(ApiError::field("n", message));
         }
+        let memory = match (&served.turns, &served.model.tokenizer) {
+            (Some(turns), Some(tokenizer)) if task.is_turn => {
+                Some(Memory { turns, tokenizer, prompt: prompts.concat() })
+            }
+            _ => None,
+        };
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
         let prefixes = vec![None; prompts.len()];
         let mut requests = Vec::with_capacity(count);
@@ -169,13 +204,15 @@ impl Generation {
         let choices = cancels.into_iter().map(|is_cancelled| Choice {
             reader: reader(),
             is_cancelled,
-            tokens: 0,
-            calls: 0,
+            tokens: Vec::new(),
+            reasoning: String::new(),
+            calls: Vec::new(),
             is_over: false,
         });
         let choices: Vec<Choice> = choices.collect();
         let (left, one_call) = (choices.len(), task.one_call);
-        Ok(Generation { choices, updates, left, one_call, known: VecDeque::new(), record })
+        let (known, thoughts) = (VecDeque::new(), served.thoughts.as_ref());
+        Ok(Generation { choices, updates, left, one_call, known, memory, thoughts, record })
     }
 
     /// How many answers there are.
@@ -238,11 +275,11 @@ impl Generation {
             Update::Token(id, logprobs) => {
                 record.first_token.get_or_insert_with(Instant::now);
                 record.tokens += 1;
-                choice.tokens += 1;
+                choice.tokens.push(id);
                 let pieces = choice.reader.push(id, logprobs);
-                let calls = pieces.iter().filter(|piece| matches!(piece, Piece::Call { .. }));
-                choice.calls += calls.count();
-                let is_enough = self.one_call && choice.calls > 0 && !choice.reader.in_call();
+                choice.note(&pieces);
+                let is_enough =
+                    self.one_call && !choice.calls.is_empty() && !choice.reader.in_call();
                 if choice.reader.stopped_by().is_some() || is_enough {
                     choice.is_cancelled.store(true, Ordering::Relaxed);
                     self.end(place, pieces, Finish::Stop);
@@ -261,11 +298,18 @@ impl Generation {
 
     fn end(&mut self, place: usize, mut pieces: Vec<Piece>, finish: Finish) {
         let choice = &mut self.choices[place];
-        pieces.extend(choice.reader.finish());
+        let rest = choice.reader.finish();
+        choice.note(&rest);
+        pieces.extend(rest);
         choice.is_over = true;
-        let calls = pieces.iter().filter(|piece| matches!(piece, Piece::Call { .. }));
-        choice.calls += calls.count();
-        let is_call = choice.calls > 0 && finish == Finish::Stop;
+        let has_calls = !choice.calls.is_empty();
+        if let Some(Memory { turns, tokenizer, prompt }) = &self.memory {
+            turns.remember(tokenizer, prompt, &choice.tokens);
+        }
+        if let Some(thoughts) = self.thoughts {
+            thoughts.remember(std::mem::take(&mut choice.calls), &choice.reasoning);
+        }
+        let is_call = has_calls && finish == Finish::Stop;
         let finish = if is_call { Finish::ToolCalls } else { finish };
         self.record.reasoning_tokens += choice.reader.reasoning_tokens;
         self.record.finish = finish.name();
@@ -284,6 +328,16 @@ impl Generation {
             reasoning_tokens: *reasoning_tokens,
             cached_tokens: started.clone().map(|prefix| prefix.cached).sum(),
             miss: started.clone().find_map(|prefix| prefix.miss),
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        // A client that has read enough can go on with what it has.
+        if let Some(Memory { turns, tokenizer, prompt }) = &self.memory {
+            let broken_off = self.choices.iter().filter(|choice| !choice.is_over);
+            broken_off.for_each(|choice| turns.remember(tokenizer, prompt, &choice.tokens));
         }
     }
 }

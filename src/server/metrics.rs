@@ -13,6 +13,11 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Sets it to a number that is counted elsewhere.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -79,6 +84,8 @@ pub struct Metrics {
     pub generated_tokens: Counter,
     /// Prompt tokens that were taken over from earlier sequences.
     pub prefix_hits: Counter,
+    /// Times that a sequence gave up its keys and values to others.
+    pub preemptions: Counter,
     pub finished: Finished,
     /// Requests that were refused since too many wait.
     pub refused: Counter,
@@ -158,6 +165,12 @@ impl Metrics {
                 "prefix_cache_hits_total",
                 "Tokens of prompts that were there already.",
                 &self.prefix_hits,
+            ),
+            (
+                "preemptions_total",
+                "num_preemptions_total",
+                "Times that a sequence gave up its keys and values to others.",
+                &self.preemptions,
             ),
         ] {
             for name in out.names(ours, theirs) {

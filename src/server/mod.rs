@@ -25,9 +25,11 @@ mod router;
 mod sampling;
 mod sse;
 mod tags;
+pub mod thoughts;
 pub mod tls;
 mod tokens;
 mod tools;
+pub mod turns;
 pub mod worker;
 
 pub use router::router;

@@ -10,6 +10,7 @@ use super::responses::responses;
 use super::{base64, body, log, messages, tokens};
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -220,8 +221,9 @@ async fn models(State(app): State<&'static App>) -> Result<Response<Body>, ApiEr
 
 async fn model(
     State(app): State<&'static App>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response<Body>, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::bad(error.body_text()))?;
     app.check_model(&name)?;
     Ok(json_response(StatusCode::OK, &describe(app)?))
 }

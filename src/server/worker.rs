@@ -246,6 +246,7 @@ impl Thread {
                 return Err(error);
             }
             let waiting = engine.waiting();
+            self.metrics.preemptions.set(engine.preemptions());
             self.metrics.gauges(live.len() - waiting, waiting, engine.kv_usage());
         }
     }

@@ -131,6 +131,12 @@ fn log_probabilities_are_those_of_run() {
         assert_eq!(top[expected["text"].as_str().unwrap()], expected["logprob"]);
     }
     assert_eq!(logprobs["text_offset"][0], 0);
+    // The chosen token is there however few are asked for.
+    let few = server.answer(PATH, &request(json!({"logprobs": 0})));
+    let few = &few["choices"][0]["logprobs"];
+    let top = few["top_logprobs"][0].as_object().unwrap();
+    assert_eq!(top.len(), 1);
+    assert_eq!(top[few["tokens"][0].as_str().unwrap()], few["token_logprobs"][0]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! gpt-oss's format: reasoning, answers and calls, and what is none of these.
 
 use crate::chat::{ask, assert_same, joined};
+use crate::client::Server;
+use crate::models::{Api, scripted};
 use crate::scripted::HARMONY;
 use serde_json::{Value, json};
 
@@ -54,6 +56,41 @@ fn calls_are_calls_where_tools_were_offered() {
     let function = &said["tool_calls"][0]["function"];
     assert_eq!(*function, json!({"name": "weather", "arguments": "{\"city\": \"Oslo\"}"}));
     assert_eq!(finish, "tool_calls");
+}
+
+#[test]
+fn reasoning_before_a_call_is_there_when_its_result_comes() {
+    let answer = "<|channel|>analysis<|message|>Ask someone who knows.<|end|><|start|>assistant<|channel|>commentary \
+                  to=functions.weather <|constrain|>json<|message|>{\"city\": \"Oslo\"}<|call|>";
+    let first = request(json!({"tools": tools()}));
+    let model = scripted(Api::Chat, &HARMONY, TEMPLATE, &first, answer);
+    let count = |args: &[&str], change: &dyn Fn(&mut Value)| {
+        let server = Server::of(model.path(), &[&["--alias", "m"], args].concat());
+        let answer = server.answer("/v1/chat/completions", &first);
+        let mut called = answer["choices"][0]["message"].clone();
+        assert_eq!(called["reasoning"], "Ask someone who knows.");
+        // Clients give back what OpenAI's API has fields for.
+        for field in ["reasoning", "reasoning_content", "refusal"] {
+            called.as_object_mut().unwrap().remove(field);
+        }
+        change(&mut called);
+        let id = called["tool_calls"][0]["id"].clone();
+        let mut next = request(json!({"tools": tools(), "max_tokens": 1}));
+        let messages = next["messages"].as_array_mut().unwrap();
+        messages.push(called);
+        messages.push(json!({"role": "tool", "tool_call_id": id, "content": "Rain."}));
+        let turn = server.answer("/v1/chat/completions", &next);
+        turn["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let plain = count(&[], &|_| ());
+    let said = count(&[], &|called| called["reasoning"] = json!("Ask someone who knows."));
+    assert_eq!(plain, said);
+    let unknown = count(&[], &|called| called["tool_calls"][0]["id"] = json!("call_x"));
+    assert!(unknown + 10 < plain, "{unknown} {plain}");
+    assert_eq!(count(&["--deterministic"], &|_| ()), unknown);
+    let own =
+        count(&[], &|called| called["reasoning"] = json!("Ask someone who knows a lot more."));
+    assert!(own > plain);
 }
 
 #[test]

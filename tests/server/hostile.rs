@@ -138,6 +138,93 @@ fn garbage_disturbs_nobody() {
 }
 
 #[test]
+fn bytes_that_are_no_text_are_refused() {
+    let server = Server::demo(&[]);
+    let cases: [&[u8]; 5] = [
+        b"{\"model\": \"demo\", \"prompt\": \"\xff\xfe\"}",
+        b"{\"model\": \"demo\", \"prompt\": \"\xc3\"}",
+        b"{\"mod\xe9l\": \"demo\", \"prompt\": \"a\"}",
+        b"\xef\xbb\xbf{\"model\": \"demo\", \"prompt\": \"a\"}",
+        b"\0\0\0\0",
+    ];
+    for path in ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"] {
+        for body in cases {
+            let mut stream = server.connect();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+            let response = read(&mut stream);
+            assert_eq!(response.status, 400, "{}", response.body);
+            let message = response.error();
+            assert!(
+                message.contains("not UTF-8") || message.contains("not valid JSON"),
+                "{message}"
+            );
+        }
+    }
+    let name = server.get("/v1/models/%ff");
+    assert_eq!(name.status, 400);
+    assert!(name.error().contains("UTF-8"), "{}", name.error());
+    assert_eq!(server.get("/health").status, 200);
+}
+
+#[test]
+fn a_connection_takes_many_requests_in_any_framing() {
+    let server = Server::demo(&[]);
+    let body = json!({"model": "demo", "prompt": "The sea", "max_tokens": 2}).to_string();
+    let length = body.len();
+    let plain =
+        format!("POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}");
+    let (one, two) = body.split_at(7);
+    let chunked = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n7\r\n{one}\r\n{:x}\r\n{two}\r\n0\r\n\r\n",
+        two.len()
+    );
+    let wrong = format!("POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}");
+    let last = "GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    // All at once, before any answer.
+    let mut stream = server.connect();
+    stream.write_all([&*plain, &chunked, &wrong, &plain, last].concat().as_bytes()).unwrap();
+    let mut all = String::new();
+    stream.read_to_string(&mut all).unwrap();
+    let statuses: Vec<&str> =
+        all.match_indices("HTTP/1.1 ").map(|(at, _)| &all[at + 9..at + 12]).collect();
+    assert_eq!(statuses, ["200", "200", "400", "200", "200"]);
+
+    // One that waits to be told to go on.
+    let mut stream = server.connect();
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut told = [0; 25];
+    stream.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(body.as_bytes()).unwrap();
+    assert_eq!(read(&mut stream).status, 200);
+}
+
+#[test]
+fn other_methods_are_told_which_there_are() {
+    let server = Server::demo(&[]);
+    for (method, path, allow) in [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models", "GET,HEAD"),
+        ("PUT", "/v1/completions", "POST"),
+    ] {
+        let response = server.send(method, path, &[], "");
+        assert_eq!(response.status, 405);
+        assert_eq!(response.header("allow"), Some(allow));
+        assert_eq!(response.error(), format!("{path} does not take {method}"));
+    }
+    let head = server.send("HEAD", "/v1/models", &[], "");
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+    assert_eq!(server.send("OPTIONS", PATH, &[], "").status, 200);
+}
+
+#[test]
 fn too_many_requests_are_told_when_to_come_again() {
     let server = Server::demo(&["--device", "reference", "--sequences", "1", "--queue", "2"]);
     let streams: Vec<_> = (0..3).map(|_| server.begin("POST", PATH, &[], &endless())).collect();

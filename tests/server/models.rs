@@ -4,6 +4,7 @@ use crate::client::Server;
 use crate::common::{ids, json, oxgpt};
 use crate::scripted::write_model;
 use serde_json::{Value, json};
+use std::path::Path;
 use tempfile::TempDir;
 
 /// Positions of these models.
@@ -59,12 +60,28 @@ pub fn scripted(
     request: &Value,
     answer: &str,
 ) -> TempDir {
+    scripted_ids(api, special, template, request, |folder, _| {
+        let ids = ids(&json(oxgpt().args(["tokenize", answer, "-m"]).arg(folder)));
+        ids.into_iter().map(|id| id as u32).collect()
+    })
+}
+
+/// A model that answers the conversation in a request to `api` with the tokens that `answer` gives, of its directory and a
+/// server that has it.
+pub fn scripted_ids(
+    api: Api,
+    special: &[&str],
+    template: Option<&str>,
+    request: &Value,
+    answer: impl Fn(&Path, &Server) -> Vec<u32>,
+) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), special, template, POSITIONS, &[]);
-    let prompt = api.prompt_tokens(&Server::of(folder.path(), &["--alias", "m"]), request);
-    let ids = ids(&json(oxgpt().args(["tokenize", answer, "-m"]).arg(folder.path())));
+    let server = Server::of(folder.path(), &["--alias", "m"]);
+    let prompt = api.prompt_tokens(&server, request);
+    let ids = answer(folder.path(), &server);
     let script: Vec<(usize, u32)> =
-        ids.iter().enumerate().map(|(index, id)| (prompt - 1 + index, *id as u32)).collect();
+        ids.iter().enumerate().map(|(index, id)| (prompt - 1 + index, *id)).collect();
     write_model(folder.path(), special, template, POSITIONS, &script);
     folder
 }

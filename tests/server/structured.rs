@@ -123,6 +123,7 @@ fn schemas_that_cannot_be_held_to_are_refused() {
         (schema(json!(7)), "expected an object"),
         (schema(json!({"type": "nonsense"})), "nonsense"),
         (schema(json!({"$ref": "#/nowhere"})), "nowhere"),
+        (schema(json!({"$ref": "#"})), "`response_format`: no answer can begin"),
         (json!({"type": "json_object", "more": 1}), "`response_format.more` is not supported"),
     ] {
         let response = server.post(PATH, &request(json!({"response_format": format})));
@@ -144,6 +145,20 @@ fn schemas_that_cannot_be_held_to_are_refused() {
         assert_eq!(response.status, 400, "{}", response.body);
         assert!(response.error().contains(part), "{}", response.error());
     }
+    // Large repetitions are not written out.
+    let pattern = schema(json!({"type": "string", "pattern": "^((a{1,900}){1,900}){1,900}$"}));
+    let repeated = server.answer(PATH, &request(json!({"response_format": pattern})));
+    let text = repeated["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.trim_matches('"').chars().all(|c| c == 'a'), "{text}");
+    // One whose answers never end is followed as far as the answer may go.
+    let endless = json!({
+        "type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": false
+    });
+    let endless = request(json!({"response_format": schema(endless), "max_tokens": 40}));
+    let answer = server.answer(PATH, &endless);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.split_whitespace().collect::<String>().starts_with("{\"a\":{\"a\":{"), "{text}");
     let both = request(json!({"response_format": {"type": "json_object"}, "ignore_eos": true}));
     assert!(server.post(PATH, &both).error().contains("ignore_eos"));
     assert_eq!(server.post(PATH, &request(json!({}))).status, 200);

@@ -82,6 +82,9 @@ impl Chat {
             variables: self.variables.clone(),
             ..Conversation::default()
         };
+        if let Some(thoughts) = &served.thoughts {
+            thoughts.recall(&mut conversation.messages);
+        }
         if let Format::Schema { schema, told } = &self.format {
             if self.can.is_harmony {
                 conversation.variables.insert("response_format".to_string(), told.clone());
@@ -110,7 +113,10 @@ impl Chat {
         served: &'static Served,
         wish: Wish,
     ) -> Result<Generation, ApiError> {
-        let (tokens, starts_in_reasoning) = self.prompt(served)?;
+        let (mut tokens, starts_in_reasoning) = self.prompt(served)?;
+        if let (Some(turns), Some(tokenizer)) = (&served.turns, &served.model.tokenizer) {
+            tokens = turns.recall(tokenizer, tokens);
+        }
         let Wish { endpoint, sampling, max_tokens, logprobs } = wish;
         let held = self.held(served, starts_in_reasoning, &sampling)?;
         let has_tools = !self.tools.is_empty();
@@ -128,6 +134,7 @@ impl Chat {
             default_max_tokens: None,
             logprobs,
             one_call: self.one_call,
+            is_turn: true,
         };
         Generation::begin(app, served, task, &reader, &constraint)
     }

@@ -68,8 +68,8 @@ impl Answers {
 pub struct Said {
     pub text: String,
     pub reasoning: String,
-    /// The names and arguments of the tools that are called.
-    pub calls: Vec<(String, String)>,
+    /// The names of the calls and of their tools, and the arguments.
+    pub calls: Vec<(String, String, String)>,
     pub tokens: Vec<Token>,
     pub finish: Option<Finish>,
 }
@@ -81,9 +81,9 @@ impl Said {
             match piece {
                 Piece::Text(text) => self.text.push_str(&text),
                 Piece::Reasoning(text) => self.reasoning.push_str(&text),
-                Piece::Call { name } => self.calls.push((name, String::new())),
+                Piece::Call { name, id } => self.calls.push((id, name, String::new())),
                 Piece::Arguments(text) => {
-                    if let Some((_, arguments)) = self.calls.last_mut() {
+                    if let Some((_, _, arguments)) = self.calls.last_mut() {
                         arguments.push_str(&text);
                     }
                 }
@@ -117,9 +117,9 @@ impl Said {
             message["reasoning_content"] = json!(self.reasoning);
         }
         if !self.calls.is_empty() {
-            let call = |(name, arguments): &(String, String)| {
+            let call = |(id, name, arguments): &(String, String, String)| {
                 json!({
-                    "id": body::id("call_"),
+                    "id": format!("call_{id}"),
                     "type": "function",
                     "function": {"name": name, "arguments": arguments}
                 })
@@ -190,11 +190,11 @@ pub fn stream(generation: Generation, answers: Answers, includes_usage: bool) ->
                         continue;
                     }
                     Piece::Reasoning(text) => json!({"reasoning": text, "reasoning_content": text}),
-                    Piece::Call { name } => {
+                    Piece::Call { name, id } => {
                         calls[index] += 1;
                         json!({"tool_calls": [{
                             "index": calls[index] - 1,
-                            "id": body::id("call_"),
+                            "id": format!("call_{id}"),
                             "type": "function",
                             "function": {"name": name, "arguments": ""}
                         }]})

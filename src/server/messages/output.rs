@@ -86,8 +86,8 @@ impl Output {
                     text.push_str(&more);
                     json!({"type": "text_delta", "text": more})
                 }
-                Piece::Call { name } => {
-                    let (id, input) = (body::id("toolu_"), String::new());
+                Piece::Call { name, id } => {
+                    let (id, input) = (format!("toolu_{id}"), String::new());
                     self.begin(Open::Tool { id, name, input });
                     continue;
                 }

@@ -101,8 +101,8 @@ impl Output {
                     let id = id.clone();
                     self.delta("response.output_text.delta", &id, &more, true);
                 }
-                Piece::Call { name } => {
-                    let (id, call) = (body::id("fc_"), body::id("call_"));
+                Piece::Call { name, id } => {
+                    let (id, call) = (body::id("fc_"), format!("call_{id}"));
                     self.begin(Open::Call { id, call, name, arguments: String::new() });
                 }
                 Piece::Arguments(more) => {
