@@ -20,8 +20,9 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The definition of what backends compute that round the inputs of products with block types to 8 bits: each 32
-    /// become integers times a 127th of the largest magnitude among them. Everything else is as always.
+    /// The definition of what backends compute that round the inputs of products with block types to 8 bits: each
+    /// sixteen, or each 32 for types with blocks of 256, become integers times a 127th of the largest magnitude among
+    /// them. Everything else is as always.
     pub fn with_8_bit_inputs() -> Self {
         Reference { has_8_bit_inputs: true }
     }
@@ -32,7 +33,8 @@ impl Reference {
         if !self.has_8_bit_inputs || matrix.dtype.block_size() == 1 {
             return dot(x, &weights);
         }
-        let blocks = x.chunks(32).zip(weights.chunks(32));
+        let shared = if matrix.dtype.block_size() == 32 { 16 } else { 32 };
+        let blocks = x.chunks(shared).zip(weights.chunks(shared));
         blocks.map(|(x, weights)| dot(&rounded_to_8_bits(x), weights)).sum()
     }
 }

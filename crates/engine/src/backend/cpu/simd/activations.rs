@@ -4,8 +4,9 @@
 //! tokens lie side by side: the four activations that one instruction multiplies, of each token of the tile, then the
 //! next four.
 //!
-//! For block types, each 32 activations of a token become integers from -127 to 127 with one f32 scale, a 127th of the
-//! largest magnitude among them. That is the only step of a product that rounds more than f32 does.
+//! For block types, each 32 or sixteen activations of a token (see `BlockType::INPUT_HALVES`) become integers from -127 to
+//! 127 with one f32 scale, a 127th of the largest magnitude among them. That is the only step of a product that rounds
+//! more than f32 does.
 
 use super::{BLOCK, Isa};
 use crate::backend::cpu::threads::Threads;
@@ -24,6 +25,8 @@ pub(super) struct Needs {
     pub zero: i32,
     /// Whether each sixteen columns have their own sums.
     pub halves: bool,
+    /// Whether each sixteen activations have their own scale.
+    pub input_halves: bool,
     /// Whether weights have minima.
     pub minima: bool,
 }
@@ -37,7 +40,8 @@ pub struct Activations {
     tiles: Vec<Tile>,
     used: usize,
     has_floats: bool,
-    has_words: bool,
+    /// Whether the integers are there, and if so [`Needs::input_halves`] of them.
+    words: Option<bool>,
     prepared: Option<Needs>,
 }
 
@@ -52,13 +56,14 @@ pub(super) struct Tile {
     pub floats: Vec<f32>,
     /// As integers: (columns / 4, tokens) words of four.
     pub words: Vec<i32>,
-    /// (columns / 32, tokens)
+    /// (columns / 32, 1 or 2 for [`Needs::input_halves`], tokens)
     pub scales: Vec<f32>,
     /// Sums of sixteen integers: (columns / 32, 2, tokens).
     half_sums: Vec<i32>,
     /// What the sums of products begin with, so that codes count less `zero`: (columns / 32, halves, tokens).
     pub starts: Vec<i32>,
-    /// Sums of activations, for minima to be multiplied with: as `starts`.
+    /// Sums of activations, for minima to be multiplied with: (columns / 32, 1 or 2 if weights have minima for each sixteen
+    /// columns, tokens).
     pub totals: Vec<f32>,
 }
 
@@ -77,7 +82,7 @@ impl Activations {
     /// Takes other activations, (tokens, cols).
     pub fn set(&mut self, isa: Isa, tokens: usize, cols: usize) {
         (self.tokens, self.cols) = (tokens, cols);
-        (self.has_floats, self.has_words, self.prepared) = (false, false, None);
+        (self.has_floats, self.words, self.prepared) = (false, None, None);
         self.used = 0;
         for (first, width) in tiles(tokens, isa.widest_tile()) {
             if self.used == self.tiles.len() {
@@ -133,31 +138,36 @@ impl Activations {
         if self.prepared == Some(needs) {
             return;
         }
-        let (cols, has_words) = (self.cols, self.has_words);
+        let (cols, has_words) = (self.cols, self.words == Some(needs.input_halves));
         threads.for_each_chunk(&mut self.tiles[..self.used], TILES_AT_ONCE, |_, tiles| {
             for tile in tiles {
                 if !has_words {
-                    isa.quantize_tile(tile, &x[tile.first * cols..][..tile.width * cols]);
+                    let x = &x[tile.first * cols..][..tile.width * cols];
+                    isa.quantize_tile(tile, x, needs.input_halves);
                 }
                 tile.prepare(needs);
             }
         });
-        (self.has_words, self.prepared) = (true, Some(needs));
+        (self.words, self.prepared) = (Some(needs.input_halves), Some(needs));
     }
 }
 
 impl Tile {
     /// Computes what a block type needs beside the integers.
     fn prepare(&mut self, needs: Needs) {
-        let (width, halves) = (self.width, if needs.halves { 2 } else { 1 });
-        let values = self.scales.len() * halves;
-        self.starts.resize(values, 0);
-        self.totals.resize(if needs.minima { values } else { 0 }, 0.0);
+        let width = self.width;
+        let blocks = self.half_sums.len() / (2 * width);
+        let times = |is_split| if is_split { 2 } else { 1 };
+        let (start_halves, total_halves) =
+            (times(needs.halves || needs.input_halves), times(needs.halves));
+        let scale_halves = times(needs.input_halves);
+        self.starts.resize(blocks * start_halves * width, 0);
+        self.totals.resize(if needs.minima { blocks * total_halves * width } else { 0 }, 0.0);
         let sums = self.half_sums.chunks_exact(width * 2).map(|sums| sums.split_at(width));
-        let starts = self.starts.chunks_exact_mut(width * halves);
+        let starts = self.starts.chunks_exact_mut(width * start_halves);
         for (starts, (low, high)) in starts.zip(sums.clone()) {
             for token in 0..width {
-                if needs.halves {
+                if start_halves == 2 {
                     starts[token] = -needs.zero * low[token];
                     starts[width + token] = -needs.zero * high[token];
                 } else {
@@ -165,39 +175,55 @@ impl Tile {
                 }
             }
         }
-        let totals = self.totals.chunks_exact_mut(width * halves);
-        for ((totals, (low, high)), scales) in totals.zip(sums).zip(self.scales.chunks_exact(width))
-        {
+        let totals = self.totals.chunks_exact_mut(width * total_halves);
+        let scales = self.scales.chunks_exact(width * scale_halves);
+        for ((totals, (low, high)), scales) in totals.zip(sums).zip(scales) {
             for token in 0..width {
+                let (low, high) = (low[token] as f32, high[token] as f32);
+                let (low_scale, high_scale) =
+                    (scales[token], scales[(scale_halves - 1) * width + token]);
                 if needs.halves {
-                    totals[token] = scales[token] * low[token] as f32;
-                    totals[width + token] = scales[token] * high[token] as f32;
+                    totals[token] = low_scale * low;
+                    totals[width + token] = high_scale * high;
                 } else {
-                    totals[token] = scales[token] * (low[token] + high[token]) as f32;
+                    totals[token] = low_scale * low + high_scale * high;
                 }
             }
         }
     }
 }
 
-/// Quantizes a tile of (tokens, columns). Plain code, which an instruction set compiles with its own features; each step rounds as IEEE says
-/// on its own, so that all sets give the same bits.
+/// Quantizes a tile of (tokens, columns), each sixteen columns with their own scale if `halves`. Plain code, which an
+/// instruction set compiles with its own features; each step rounds as IEEE says on its own, so that all sets give the
+/// same bits.
 #[inline(always)]
-pub(super) fn quantize_tile(tile: &mut Tile, x: &[f32]) {
-    let width = tile.width;
+pub(super) fn quantize_tile(tile: &mut Tile, x: &[f32], halves: bool) {
+    let blocks = x.len() / BLOCK;
     tile.words.resize(x.len() / WORD, 0);
-    tile.scales.resize(x.len() / BLOCK, 0.0);
-    tile.half_sums.resize(x.len() / BLOCK * 2, 0);
+    tile.scales.resize(if halves { 2 * blocks } else { blocks }, 0.0);
+    tile.half_sums.resize(2 * blocks, 0);
+    if halves {
+        quantize_parts::<{ BLOCK / 2 }>(tile, x);
+    } else {
+        quantize_parts::<BLOCK>(tile, x);
+    }
+}
+
+/// Quantizes a tile with a scale for each `PART` columns: sixteen or 32.
+#[inline(always)]
+fn quantize_parts<const PART: usize>(tile: &mut Tile, x: &[f32]) {
+    const HALF: usize = BLOCK / 2;
+    let width = tile.width;
     let (words, scales) = (&mut tile.words[..], &mut tile.scales[..]);
     let half_sums = &mut tile.half_sums[..];
     for (token, x) in x.chunks_exact(x.len() / width).enumerate() {
-        for (block, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        for (part, x) in x.as_chunks::<PART>().0.iter().enumerate() {
             let (scale, integers) = quantize(x);
-            scales[block * width + token] = scale;
-            let (low, high) = integers.split_at(BLOCK / 2);
-            half_sums[block * 2 * width + token] = low.iter().sum();
-            half_sums[(block * 2 + 1) * width + token] = high.iter().sum();
-            let words = words[block * BLOCK / WORD * width + token..].iter_mut().step_by(width);
+            scales[part * width + token] = scale;
+            for (half, integers) in integers.as_chunks::<HALF>().0.iter().enumerate() {
+                half_sums[(part * PART / HALF + half) * width + token] = integers.iter().sum();
+            }
+            let words = words[part * PART / WORD * width + token..].iter_mut().step_by(width);
             for (word, integers) in words.zip(integers.as_chunks::<WORD>().0) {
                 *word = i32::from_le_bytes(integers.map(|integer| integer as u8));
             }
@@ -205,9 +231,9 @@ pub(super) fn quantize_tile(tile: &mut Tile, x: &[f32]) {
     }
 }
 
-/// The scale and the integers of a block. An infinity or NaN gives a scale that is none either.
+/// The scale and the integers of what shares a scale. An infinity or NaN gives a scale that is none either.
 #[inline(always)]
-fn quantize(x: &[f32; BLOCK]) -> (f32, [i32; BLOCK]) {
+fn quantize<const N: usize>(x: &[f32; N]) -> (f32, [i32; N]) {
     // Adding 1.5 * 2^23 rounds to the nearest integer, even among two, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // As integers, magnitudes are in the same order, NaN the largest.

@@ -44,6 +44,11 @@ pub(super) trait BlockType {
     /// Whether weights have minima.
     const MINIMA: bool;
 
+    /// Whether sixteen activations share a scale, not 32, where the type's products are computed: so for types of 32
+    /// columns. On SmolLM2 that takes a third off the KL divergence, for a sixth of the speed of a prompt. Types of 256
+    /// columns, which are slower and more often chosen for few bits than for accuracy, have 32.
+    const INPUT_HALVES: bool = Self::BLOCKS == 1;
+
     /// Bytes of a step.
     const STEP_BYTES: usize =
         Self::HEADER_BYTES + Self::BLOCKS * (Self::SCALE_BYTES + Self::LINES * LINE);

@@ -27,6 +27,8 @@ mod rows;
 mod rows_avx2;
 #[cfg(target_arch = "x86_64")]
 mod rows_avx512;
+#[cfg(target_arch = "x86_64")]
+mod rows_avx_vnni;
 mod rows_portable;
 mod tiles;
 
@@ -42,7 +44,7 @@ use tiles::TileFunctions;
 /// Rows of weights that lie side by side.
 const GROUP: usize = 16;
 
-/// Columns whose activations share a scale.
+/// Columns that block types are read by, a block of the file or a part of one.
 const BLOCK: usize = 32;
 
 /// Number of f32 lanes that all kernels work in.
@@ -145,6 +147,8 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
@@ -158,7 +162,7 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
-            Kind::Avx2 => unsafe { avx2::$function($($argument),*) },
+            Kind::Avx2 | Kind::AvxVnni => unsafe { avx2::$function($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
@@ -178,6 +182,9 @@ impl Isa {
                 && is_x86_feature_detected!("f16c")
             {
                 all.push(Isa(Kind::Avx2));
+                if is_x86_feature_detected!("avxvnni") {
+                    all.push(Isa(Kind::AvxVnni));
+                }
                 if is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
@@ -203,6 +210,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "AVX2 with VNNI",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "AVX-512",
         }
     }
@@ -213,6 +222,8 @@ impl Isa {
             Kind::Portable => rows_portable::Portable::WIDEST,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => rows_avx2::Avx2::WIDEST,
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => rows_avx_vnni::AvxVnni::WIDEST,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => rows_avx512::Avx512::WIDEST,
         }
@@ -225,22 +236,27 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => rows_avx2::Avx2::WIDE_LESS_128,
             #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => rows_avx_vnni::AvxVnni::WIDE_LESS_128,
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => rows_avx512::Avx512::WIDE_LESS_128,
         }
     }
 
     /// See [`activations::quantize_tile`].
     #[allow(unsafe_code)]
-    fn quantize_tile(self, tile: &mut Tile, x: &[f32]) {
+    fn quantize_tile(self, tile: &mut Tile, x: &[f32], halves: bool) {
         match self.0 {
             // SAFETY: the portable code needs no instruction set.
-            Kind::Portable => unsafe { rows_portable::quantize_tile(tile, x) },
+            Kind::Portable => unsafe { rows_portable::quantize_tile(tile, x, halves) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
-            Kind::Avx2 => unsafe { rows_avx2::quantize_tile(tile, x) },
+            Kind::Avx2 => unsafe { rows_avx2::quantize_tile(tile, x, halves) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
-            Kind::Avx512 => unsafe { rows_avx512::quantize_tile(tile, x) },
+            Kind::AvxVnni => unsafe { rows_avx_vnni::quantize_tile(tile, x, halves) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::Avx512 => unsafe { rows_avx512::quantize_tile(tile, x, halves) },
         }
     }
 
@@ -261,6 +277,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
             Kind::Avx2 => unsafe { product::piece::<rows_avx2::Avx2>(columns, x, weights, finish) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` exists only for an instruction set that was detected.
+            Kind::AvxVnni => unsafe {
+                product::piece::<rows_avx_vnni::AvxVnni>(columns, x, weights, finish)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` exists only for an instruction set that was detected.
             Kind::Avx512 => unsafe {

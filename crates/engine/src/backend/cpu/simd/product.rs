@@ -64,7 +64,12 @@ impl Isa {
     /// What the activations for a block type need.
     fn needs<T: BlockType>(self) -> Needs {
         let less = if T::WIDE && self.is_wide_less_128() { 128 } else { 0 };
-        Needs { zero: T::ZERO - less, halves: T::HALVES, minima: T::MINIMA }
+        Needs {
+            zero: T::ZERO - less,
+            halves: T::HALVES,
+            input_halves: T::INPUT_HALVES,
+            minima: T::MINIMA,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Eight rows in one AVX2 register, with FMA and half-precision conversion.
+//! Eight rows in one AVX2 register, with FMA and half-precision conversion; with AVX-VNNI where that is there too.
 #![allow(unsafe_code)]
 
 use super::GROUP;
@@ -8,12 +8,14 @@ use super::rows::RowLanes;
 use super::tiles::{self, tile_functions};
 use std::arch::x86_64::*;
 
-struct Avx2Rows;
+/// `VNNI` says whether products of bytes are one instruction.
+pub(super) struct Avx2Rows<const VNNI: bool>;
 
-// SAFETY: reads and writes exactly what the trait names; only used where AVX2, FMA and F16C were detected.
-unsafe impl RowLanes for Avx2Rows {
+// SAFETY: reads and writes exactly what the trait names; only used where AVX2, FMA and F16C were detected, and for `VNNI`
+// AVX-VNNI.
+unsafe impl<const VNNI: bool> RowLanes for Avx2Rows<VNNI> {
     const ROWS: usize = 8;
-    const WIDE_LESS_128: bool = true;
+    const WIDE_LESS_128: bool = !VNNI;
     type Words = __m256i;
     type Floats = __m256;
 
@@ -64,6 +66,10 @@ unsafe impl RowLanes for Avx2Rows {
 
     #[inline(always)]
     unsafe fn dot(sum: __m256i, codes: __m256i, x: i32, wide: bool) -> __m256i {
+        if VNNI {
+            // SAFETY: AVX-VNNI was detected.
+            return unsafe { _mm256_dpbusd_avx_epi32(sum, codes, _mm256_set1_epi32(x)) };
+        }
         // SAFETY: AVX2 was detected. No sum of two products is beyond 16 bits: either codes are at most 127, or they
         // are taken less 128 and their signs given to `x`, and 2 * 128 * 127 is below 2^15.
         unsafe {
@@ -160,6 +166,6 @@ unsafe impl RowLanes for Avx2Rows {
 }
 
 tile_functions!(
-    Avx2, Avx2Rows, widest 4, tiles 1 x 4, 2 x 2, 4 x 2,
+    Avx2, Avx2Rows<false>, widest 4, tiles 1 x 4, 2 x 2, 4 x 2,
     features "avx2,fma,f16c"
 );

@@ -50,12 +50,14 @@ fn dequantized(weights: &HostMatrix) -> Vec<f32> {
     values
 }
 
-/// The activations that a product of a type really takes: for block types rounded to 127ths of the largest of each 32.
+/// The activations that a product of a type really takes: for block types rounded to 127ths of the largest of each
+/// sixteen, or each 32 for types of 256.
 fn as_taken(dtype: DType, x: &[f32]) -> Vec<f64> {
     if dtype.block_size() == 1 {
         return x.iter().map(|x| f64::from(*x)).collect();
     }
-    let blocks = x.chunks(BLOCK).flat_map(|block| {
+    let shared = if dtype.block_size() == 32 { 16 } else { 32 };
+    let blocks = x.chunks(shared).flat_map(|block| {
         let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
         let (scale, inverse) = (largest / 127.0, 127.0 / largest);
         block.iter().map(move |x| f64::from((x * inverse).round_ties_even()) * f64::from(scale))

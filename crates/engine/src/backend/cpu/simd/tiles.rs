@@ -33,10 +33,14 @@ pub(super) unsafe fn block_tile<V: RowLanes, P: BlockType, const W: usize>(
 ) {
     let steps = group.len() / P::STEP_BYTES;
     let blocks = steps * P::BLOCKS;
-    let halves = if P::HALVES { 2 } else { 1 };
-    assert!(x.words.len() >= blocks * (BLOCK / 4) * W && x.scales.len() >= blocks * W);
-    assert!(x.starts.len() >= blocks * halves * W);
-    assert!(!P::MINIMA || x.totals.len() >= blocks * halves * W);
+    const { assert!(!(P::HALVES && P::INPUT_HALVES), "a sum has one scale of each kind") };
+    let is_split = P::HALVES || P::INPUT_HALVES;
+    let (start_halves, total_halves) = (1 + usize::from(is_split), 1 + usize::from(P::HALVES));
+    let scale_halves = 1 + usize::from(P::INPUT_HALVES);
+    assert!(x.words.len() >= blocks * (BLOCK / 4) * W);
+    assert!(x.scales.len() >= blocks * scale_halves * W);
+    assert!(x.starts.len() >= blocks * start_halves * W);
+    assert!(!P::MINIMA || x.totals.len() >= blocks * total_halves * W);
     for row in (0..GROUP).step_by(V::ROWS) {
         // SAFETY: `V` is usable. The group has `steps` steps, and the activations of `blocks` blocks were just counted.
         unsafe {
@@ -62,9 +66,11 @@ pub(super) unsafe fn block_tile<V: RowLanes, P: BlockType, const W: usize>(
                     }
                     let mut firsts = [V::splat(0.0); W];
                     for j in 0..8 {
-                        if P::HALVES && j == 4 {
+                        if is_split && j == 4 {
                             for t in 0..W {
-                                firsts[t] = V::mul(V::floats(integers[t]), scale[0]);
+                                let first =
+                                    if P::HALVES { scale[0] } else { V::splat(*scales.add(t)) };
+                                firsts[t] = V::mul(V::floats(integers[t]), first);
                                 integers[t] = V::splat_word(*starts.add(W + t));
                             }
                         }
@@ -76,12 +82,16 @@ pub(super) unsafe fn block_tile<V: RowLanes, P: BlockType, const W: usize>(
                     }
                     for t in 0..W {
                         let integers = V::floats(integers[t]);
-                        let product = if P::HALVES {
-                            V::mul_add(firsts[t], integers, scale[1])
+                        // The scale that both halves have in common is multiplied last.
+                        let last = V::splat(*scales.add((scale_halves - 1) * W + t));
+                        let (product, common) = if P::INPUT_HALVES {
+                            (V::mul_add(firsts[t], integers, last), scale[0])
+                        } else if P::HALVES {
+                            (V::mul_add(firsts[t], integers, scale[1]), last)
                         } else {
-                            V::mul(integers, scale[0])
+                            (V::mul(integers, scale[0]), last)
                         };
-                        sums[t] = V::mul_add(sums[t], product, V::splat(*scales.add(t)));
+                        sums[t] = V::mul_add(sums[t], product, common);
                     }
                     if P::MINIMA {
                         let minima = P::minima::<V>(header, block, row);
@@ -92,12 +102,12 @@ pub(super) unsafe fn block_tile<V: RowLanes, P: BlockType, const W: usize>(
                                 sums[t] = V::mul_add(sums[t], minima[1], total);
                             }
                         }
-                        totals = totals.add(halves * W);
+                        totals = totals.add(total_halves * W);
                     }
                     block = block.add(bytes);
                     words = words.add(BLOCK / 4 * W);
-                    scales = scales.add(W);
-                    starts = starts.add(halves * W);
+                    scales = scales.add(scale_halves * W);
+                    starts = starts.add(start_halves * W);
                 }
                 step = block;
             }
@@ -276,8 +286,8 @@ macro_rules! tile_functions {
         /// # Safety
         /// The instruction set must have been detected.
         $(#[target_feature(enable = $feature)])?
-        pub(super) unsafe fn quantize_tile(tile: &mut Tile, x: &[f32]) {
-            crate::backend::cpu::simd::activations::quantize_tile(tile, x);
+        pub(super) unsafe fn quantize_tile(tile: &mut Tile, x: &[f32], halves: bool) {
+            crate::backend::cpu::simd::activations::quantize_tile(tile, x, halves);
         }
 
         // SAFETY: the instructions are those of the lanes.
