@@ -183,7 +183,8 @@ fn no_weight_type_lets_neighbours_change_a_bit() {
         let prompts = [tokens.clone(), tokens[3..].to_vec(), tokens[20..].to_vec()];
         assert_batches_change_nothing(&model, Device::Cpu, &prompts);
         let error = relative_l2(&one_by_one, &score_with_8_bit_inputs(&model, &tokens));
-        assert!(error < 1e-4, "{dtype}: {error} from the reference");
+        // An activation halfway between two integers may become the other one in f64.
+        assert!(error < 3e-4, "{dtype}: {error} from the reference");
     }
 }
 
