@@ -1,9 +1,11 @@
 //! `oxgpt inspect`: what a model is made of.
 
 use crate::args::{InspectArgs, ModelArgs};
+use crate::fit::{self, DeviceFit};
 use crate::open;
 use anyhow::Result;
 use oxgpt_engine::backend::cuda;
+use oxgpt_engine::engine::EngineOptions;
 use oxgpt_engine::format::{Source, TensorInfo};
 use oxgpt_engine::model::spec::Nonlinearity;
 use oxgpt_engine::model::{DecoderSource, Model};
@@ -41,6 +43,8 @@ struct Report<'a> {
     tokenizer: Option<TokenizerReport<'a>>,
     /// What the program was built with.
     build: String,
+    /// The devices of this machine, and what fits there of one sequence as long as the model's context.
+    devices: Vec<DeviceFit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Vec<(String, String)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +106,8 @@ struct TensorReport<'a> {
 /// The top-level entry point for `inspect`.
 pub fn inspect(model_args: &ModelArgs, args: &InspectArgs) -> Result<()> {
     let model = open::model(model_args)?;
-    let report = report(&model, args.tensors);
+    let devices = fit::devices(&model, &EngineOptions::default())?;
+    let report = report(&model, args.tensors, devices);
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
@@ -112,7 +117,7 @@ pub fn inspect(model_args: &ModelArgs, args: &InspectArgs) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn report(model: &Model, list_tensors: bool) -> Report<'_> {
+fn report(model: &Model, list_tensors: bool, devices: Vec<DeviceFit>) -> Report<'_> {
     let description = &model.description;
     let decoder = &description.decoder;
     let layer = &decoder.layers[0];
@@ -166,6 +171,7 @@ fn report(model: &Model, list_tensors: bool) -> Report<'_> {
         },
         tokenizer: model.tokenizer.as_ref().map(|t| tokenizer_report(t.metadata())),
         build: cuda::kernels(),
+        devices,
         metadata,
         tensors: list_tensors.then(|| tensors.iter().map(tensor_report).collect()),
     }
@@ -299,6 +305,9 @@ fn print(out: &mut impl Write, report: &Report<'_>) -> io::Result<()> {
         }
     }
     line("build", report.build.clone())?;
+    for device in &report.devices {
+        line(&format!("on {}", device.device), device.in_words())?;
+    }
     for (key, value) in report.metadata.iter().flatten() {
         writeln!(out, "{key} = {value}")?;
     }

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod chat;
 mod convert;
+mod fit;
 mod generate;
 mod grammar;
 mod hub;

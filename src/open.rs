@@ -91,6 +91,15 @@ pub fn device(device: DeviceArg) -> Result<Device> {
     }
 }
 
+/// As [`device`], but a GPU that is asked for by its number need not be there: it is planned for one like any other.
+pub fn planned_device(arg: DeviceArg) -> Result<Device> {
+    let DeviceArg::Cuda(ordinal) = arg else { return device(arg) };
+    if let Err(error) = cuda::device(ordinal) {
+        eprintln!("planned for a GPU that is not here: {error}");
+    }
+    Ok(Device::Cuda(ordinal))
+}
+
 /// Loads the weights, with a progress bar where that takes a while.
 pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(Engine, Device)> {
     let options = options(args, engine)?;

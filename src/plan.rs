@@ -1,6 +1,7 @@
 //! `oxgpt plan`: the memory that a model takes, and whether it is there.
 
 use crate::args::{ModelArgs, PlanArgs};
+use crate::fit::{self, DeviceFit, Fit, size};
 use crate::memory;
 use crate::open;
 use anyhow::Result;
@@ -29,6 +30,10 @@ struct Report {
     fits: Option<bool>,
     memory_limit: Option<u64>,
     fits_memory_limit: Option<bool>,
+    /// What fits into the memory limit, or without one into what is free.
+    fit: Option<Fit>,
+    /// The devices of this machine, and what fits there.
+    devices: Vec<DeviceFit>,
 }
 
 /// Keys and values of one position.
@@ -43,7 +48,7 @@ struct PerToken {
 /// The top-level entry point for `plan`.
 pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
     let model = open::model(model_args)?;
-    let device = open::device(model_args.device)?;
+    let device = open::planned_device(model_args.device)?;
     let options = EngineOptions {
         device,
         context: args.ctx,
@@ -57,6 +62,7 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
     let available = memory::available(device);
     let fits_in = |bytes: u64| plan.total() <= bytes;
     let by_type = model.weight_bytes_by_type();
+    let budget = model_args.memory_limit.or(available);
     let report = Report {
         path: model.checkpoint.path().display().to_string(),
         device: device.to_string(),
@@ -76,6 +82,8 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         fits: available.map(fits_in),
         memory_limit: model_args.memory_limit,
         fits_memory_limit: model_args.memory_limit.map(fits_in),
+        fit: budget.map(|bytes| Fit::new(&model, &options, bytes)).transpose()?,
+        devices: fit::devices(&model, &options)?,
     };
     let mut out = io::stdout().lock();
     if args.json {
@@ -109,7 +117,8 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     line("kv", size(report.kv))?;
     line("workspace", size(report.workspace))?;
     line("total", size(report.total))?;
-    let verdict = |fits| if fits { "fits" } else { "does not fit" };
+    let asked = (report.sequences, report.context);
+    let verdict = fit::verdict;
     match (report.available, report.fits) {
         (Some(available), Some(fits)) => {
             line("available", format!("{}: {}", size(available), verdict(fits)))?;
@@ -119,27 +128,14 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if let (Some(limit), Some(fits)) = (report.memory_limit, report.fits_memory_limit) {
         line("memory limit", format!("{}: {}", size(limit), verdict(fits)))?;
     }
+    if let Some(fit) = &report.fit {
+        line("", fit.in_words(report.total, asked))?;
+        if !fit.fits && report.memory_limit.is_some() {
+            line("", format!("as asked for, it takes --memory-limit {}", report.total))?;
+        }
+    }
+    for device in &report.devices {
+        line(&format!("on {}", device.device), device.in_words())?;
+    }
     Ok(())
-}
-
-/// Bytes as people read them, in the decimal units of the other commands.
-fn size(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    match bytes {
-        _ if bytes < 1e6 => format!("{:.1} kB", bytes / 1e3),
-        _ if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
-        _ => format!("{:.2} GB", bytes / 1e9),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_a_unit() {
-        assert_eq!(size(36_864), "36.9 kB");
-        assert_eq!(size(12_345_678), "12.3 MB");
-        assert_eq!(size(80_000_000_000), "80.00 GB");
-    }
 }

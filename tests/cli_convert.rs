@@ -281,6 +281,50 @@ fn the_plan_is_what_loading_goes_by() {
     assert!(error(oxgpt().args(["plan", "--ctx", "513"]), 1).contains("512"));
 }
 
+#[test]
+fn the_plan_says_what_would_fit() {
+    // A GPU that is named by its memory need not be here.
+    for device in ["cpu", "cuda", "cuda:3"] {
+        let plan = |limit: u64, sequences: u64, context: u64| {
+            let [limit, sequences, context] = [limit, sequences, context].map(|n| n.to_string());
+            let mut plan = oxgpt();
+            plan.args(["plan", "--json", "--device", device, "--memory-limit", &limit]);
+            json(plan.args(["--sequences", &sequences, "--ctx", &context]))
+        };
+        let fits = |limit, sequences, context| {
+            plan(limit, sequences, context)["fits_memory_limit"].as_bool().unwrap()
+        };
+        let total = plan(1, 3, 256)["total"].as_u64().unwrap();
+        for limit in [total, total - 1, total * 9 / 10, total / 8] {
+            let fit = &plan(limit, 3, 256)["fit"];
+            assert_eq!(fit["fits"], limit == total, "{fit}");
+            // What would fit does, and one more does not.
+            let most = fit["largest_sequences"].as_u64();
+            assert_eq!(most == Some(3), limit == total, "{fit}");
+            match most {
+                Some(most) => {
+                    assert!(fits(limit, most, 256) && !fits(limit, most + 1, 256), "{fit}");
+                }
+                None => assert!(!fits(limit, 1, 256)),
+            }
+            match fit["largest_context"].as_u64() {
+                Some(most) => assert!(fits(limit, 3, most) && !fits(limit, 3, most + 1), "{fit}"),
+                None => assert!(!fits(limit, 3, 1)),
+            }
+        }
+        let shared = ["plan", "--json", "--device", device, "--ctx", "64", "--kv-tokens", "200"];
+        let report = json(oxgpt().args(shared).args(["--memory-limit", "1GiB"]));
+        assert_eq!(report["fit"]["largest_context"], 200, "as long as there is room for one");
+        let text = stdout(oxgpt().args(["plan", "--device", device, "--memory-limit", "20MiB"]));
+        assert!(text.contains("does not fit") && text.contains("--memory-limit "), "{text}");
+    }
+    let shown = json(oxgpt().args(["inspect", "--json"]));
+    assert_eq!(shown["devices"][0]["device"], "cpu");
+    let planned = json(oxgpt().args(["plan", "--json"]));
+    assert_eq!(shown["devices"][0]["total"], planned["devices"][0]["total"]);
+    assert!(stdout(oxgpt().args(["inspect"])).contains("on cpu"));
+}
+
 /// The types of a model's tensors, by name.
 fn types(model: &Path) -> Vec<(String, String)> {
     let shown = json(oxgpt().args(["inspect", "--json", "--tensors", "-m"]).arg(model));

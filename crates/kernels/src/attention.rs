@@ -258,16 +258,21 @@ fn splits(shape: &AttentionShape, last: usize) -> usize {
     shape.window.map_or(all, |window| all.min(window.div_ceil(SPLIT) + 1))
 }
 
-/// Elements of the partial sums that [`attend`] may need for `rows` rows in contexts of up to `context` positions. More rows
-/// than that take no partial sums.
-pub fn partial_elements(gpu: &Gpu, shape: &AttentionShape, rows: usize, context: usize) -> usize {
-    let rows = rows.min(rows_worth_splitting(gpu, shape));
+/// Elements of the partial sums that [`attend`] may need for `rows` rows in contexts of up to `context` positions, on a device of so
+/// many multiprocessors. More rows than that take no partial sums.
+pub fn partial_elements(
+    multiprocessors: usize,
+    shape: &AttentionShape,
+    rows: usize,
+    context: usize,
+) -> usize {
+    let rows = rows.min(rows_worth_splitting(multiprocessors, shape));
     rows * shape.heads * context.div_ceil(SPLIT) * (shape.padded_dim() + 2)
 }
 
 /// With more rows than this, there are blocks enough without splits.
-fn rows_worth_splitting(gpu: &Gpu, shape: &AttentionShape) -> usize {
-    (2 * gpu.info().multiprocessors as usize).div_ceil(shape.kv_heads)
+fn rows_worth_splitting(multiprocessors: usize, shape: &AttentionShape) -> usize {
+    (2 * multiprocessors).div_ceil(shape.kv_heads)
 }
 
 /// The turn of queries and keys, see [`crate::rotate`].
@@ -356,7 +361,7 @@ fn launch(
         .expect("heads are no wider than the pool allows");
     // Of a context, only the last splits are in a window, but they are numbered from the start.
     let all = parts(at.last);
-    let few = at.rows <= rows_worth_splitting(gpu, shape);
+    let few = at.rows <= rows_worth_splitting(gpu.info().multiprocessors as usize, shape);
     let with_partials = few && splits(shape, at.last) > 2;
     if with_partials {
         let needed = at.rows * shape.heads * all * (dim + 2);

@@ -4,6 +4,8 @@
 //! bytes depend on the shape, the type and the seed alone.
 
 mod random;
+#[cfg(test)]
+mod tests;
 
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -14,7 +16,8 @@ use rayon::prelude::*;
 
 use crate::convert::{factors_bytes, factors_header, no_vocabulary, weights};
 use crate::format::gguf::{
-    Existing, TensorHeader, Writer, file_type, fitting, is_of_experts, keeps_f32, matrix_type,
+    Existing, Metadata, TensorHeader, Writer, file_type, fitting, is_of_experts, keeps_f32,
+    matrix_type,
 };
 use crate::format::{DType, FormatError};
 use crate::model::families::{self, GgufForm};
@@ -98,6 +101,66 @@ fn form(shape: &str, options: &Options) -> Result<GgufForm, SynthError> {
     }
 }
 
+/// What stands before the weights of a file.
+struct Header {
+    form: GgufForm,
+    metadata: Metadata,
+    /// Of the weights alone, in the file's order.
+    tensors: Vec<TensorHeader>,
+    fallbacks: Vec<Fallback>,
+}
+
+impl Header {
+    fn new(shape: &str, options: &Options) -> Result<Self, SynthError> {
+        let mut form = form(shape, options)?;
+        let dtype = options.dtype.unwrap_or_else(|| families::published_type(shape));
+        let mut metadata = form.metadata.clone();
+        metadata.set("general.name", format!("{shape} with random weights"));
+        if let Some(layers) = options.layers {
+            form.decoder.layers.truncate(layers);
+            let key = format!("{}.block_count", metadata.architecture()?);
+            metadata.set(&key, u32::try_from(layers).unwrap_or(u32::MAX));
+            metadata.set("general.name", format!("{layers} layers of {shape} with random weights"));
+        }
+        if let Some(number) = file_type(dtype) {
+            metadata.set("general.file_type", number);
+        }
+        if dtype.block_size() > 1 {
+            metadata.set("general.quantization_version", 2u32);
+        }
+        no_vocabulary(&mut metadata, form.decoder.embedding.vocab_size)?;
+
+        let mut fallbacks = Vec::new();
+        let sources = weights(&form.decoder);
+        let has_experts = sources.iter().any(|source| is_of_experts(&source.shape_in_file()));
+        let tensors = sources.into_iter().map(|source| {
+            let shape = source.shape_in_file();
+            let wanted = match keeps_f32(&source.name, &shape) {
+                true => DType::F32,
+                false => matrix_type(dtype, &shape, has_experts),
+            };
+            let fits = fitting(wanted, source.cols);
+            if fits != wanted {
+                fallbacks.push(Fallback { tensor: source.name.clone(), dtype: fits });
+            }
+            TensorHeader { name: source.name, dtype: fits, shape }
+        });
+        let tensors = tensors.collect();
+        Ok(Header { form, metadata, tensors, fallbacks })
+    }
+
+    /// Begins the file: everything before the weights.
+    fn write(&self, destination: &Path, existing: Existing) -> Result<Writer, SynthError> {
+        let factors = self.form.factors.iter().map(factors_header);
+        let headers: Vec<TensorHeader> = factors.chain(self.tensors.iter().cloned()).collect();
+        let mut writer = Writer::create(destination, existing, &self.metadata, &headers)?;
+        for factors in &self.form.factors {
+            writer.write(&factors_bytes(factors))?;
+        }
+        Ok(writer)
+    }
+}
+
 /// Writes a model of the published size `shape`. `progress` is told the bytes written so far and in total.
 ///
 /// # Errors
@@ -109,51 +172,11 @@ pub fn synth(
     existing: Existing,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<Fallback>, SynthError> {
-    let mut form = form(shape, options)?;
-    let dtype = options.dtype.unwrap_or_else(|| families::published_type(shape));
-    let mut metadata = form.metadata;
-    metadata.set("general.name", format!("{shape} with random weights"));
-    if let Some(layers) = options.layers {
-        form.decoder.layers.truncate(layers);
-        let key = format!("{}.block_count", metadata.architecture()?);
-        metadata.set(&key, u32::try_from(layers).unwrap_or(u32::MAX));
-        metadata.set("general.name", format!("{layers} layers of {shape} with random weights"));
-    }
-    if let Some(number) = file_type(dtype) {
-        metadata.set("general.file_type", number);
-    }
-    if dtype.block_size() > 1 {
-        metadata.set("general.quantization_version", 2u32);
-    }
-    no_vocabulary(&mut metadata, form.decoder.embedding.vocab_size)?;
-
-    let mut fallbacks = Vec::new();
-    let sources = weights(&form.decoder);
-    let has_experts = sources.iter().any(|source| is_of_experts(&source.shape_in_file()));
-    let tensors: Vec<TensorHeader> = sources
-        .into_iter()
-        .map(|source| {
-            let shape = source.shape_in_file();
-            let wanted = match keeps_f32(&source.name, &shape) {
-                true => DType::F32,
-                false => matrix_type(dtype, &shape, has_experts),
-            };
-            let fits = fitting(wanted, source.cols);
-            if fits != wanted {
-                fallbacks.push(Fallback { tensor: source.name.clone(), dtype: fits });
-            }
-            TensorHeader { name: source.name, dtype: fits, shape }
-        })
-        .collect();
+    let header = Header::new(shape, options)?;
+    let tensors = &header.tensors;
     let fillings =
         tensors.iter().map(Filling::new).collect::<Result<Vec<_>, crate::quant::QuantError>>()?;
-
-    let factors = form.factors.iter().map(factors_header);
-    let headers: Vec<TensorHeader> = factors.chain(tensors.iter().cloned()).collect();
-    let mut writer = Writer::create(destination, existing, &metadata, &headers)?;
-    for factors in &form.factors {
-        writer.write(&factors_bytes(factors))?;
-    }
+    let mut writer = header.write(destination, existing)?;
     let lengths: Vec<usize> = tensors.iter().filter_map(TensorHeader::byte_len).collect();
     let (mut done, total) = (0, lengths.iter().map(|bytes| *bytes as u64).sum());
     // One thread writes while the others make what comes next; buffers go back and forth.
@@ -195,5 +218,5 @@ pub fn synth(
         writing.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
     writer.finish()?;
-    Ok(fallbacks)
+    Ok(header.fallbacks)
 }

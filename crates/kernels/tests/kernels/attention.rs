@@ -211,7 +211,12 @@ impl Case {
                 append(gpu, &mut other, &qkv, at, shape).unwrap();
             }
             if wanted {
-                let partials = partial_elements(gpu, shape, rows.len(), last + 1);
+                let partials = partial_elements(
+                    gpu.info().multiprocessors as usize,
+                    shape,
+                    rows.len(),
+                    last + 1,
+                );
                 let mut partials = Buf::new(gpu, partials).unwrap();
                 partials.fill_bytes(0xFF).unwrap();
                 let len = rows.len() * shape.heads * shape.head_dim;

@@ -14,6 +14,9 @@ use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
 use oxgpt_kernels::{Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
 
+/// Those of an H100; other cards differ by little, and so does what depends on it.
+const MULTIPROCESSORS: usize = 132;
+
 /// What a model takes on a GPU.
 #[derive(Clone, Debug)]
 pub struct CudaPlan {
@@ -43,10 +46,11 @@ impl CudaPlan {
     /// Bytes that loading takes beside them, and gives back.
     pub const LOADING: u64 = Uploader::DEVICE_BYTES;
 
-    /// What `model` takes with these pools, for `sequences` sequences of `context` positions.
+    /// What `model` takes with these pools, for `sequences` sequences of `context` positions. A device that cannot be used is taken for
+    /// one as large as an H100: the plan of a card that is not here.
     ///
     /// # Errors
-    /// When the device cannot be used, or not for this model.
+    /// When the kernels do not take the model.
     pub fn new(
         ordinal: usize,
         model: &Model,
@@ -55,7 +59,8 @@ impl CudaPlan {
         limits: BatchLimits,
         (sequences, context): (usize, usize),
     ) -> Result<Self, DeviceError> {
-        let gpu = open(ordinal)?;
+        let multiprocessors =
+            open(ordinal).map_or(MULTIPROCESSORS, |gpu| gpu.info().multiprocessors as usize);
         let decoder = &model.description.decoder;
         let shapes = || decoder.layers.iter().map(|layer| kernel_shape(&layer.attention.shape));
         if let Some(wide) = shapes().find(|shape| shape.head_dim > MAX_HEAD_DIM) {
@@ -82,7 +87,9 @@ impl CudaPlan {
             table_blocks: vec![table_blocks; groups.len()],
         };
         let partials = shapes()
-            .map(|shape| oxgpt_kernels::partial_elements(&gpu, &shape, limits.rows, context))
+            .map(|shape| {
+                oxgpt_kernels::partial_elements(multiprocessors, &shape, limits.rows, context)
+            })
             .max()
             .unwrap_or(0);
         let routers = decoder.layers.iter().filter_map(|layer| layer.feed_forward.router.as_ref());
