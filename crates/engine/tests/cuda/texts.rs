@@ -5,6 +5,7 @@ use crate::{GPU, TOLERANCE, answers, demo, has_gpu, request, score};
 use oxgpt_engine::engine::Device;
 use oxgpt_engine::model::Model;
 use serde::Deserialize;
+use std::path::PathBuf;
 
 #[derive(Deserialize)]
 struct Greedy {
@@ -106,4 +107,35 @@ fn the_demo_is_as_surprised_by_new_text_as_in_pytorch() {
     println!("{found:.6}, in PyTorch {:.6}", expected.q8_0.perplexity);
     assert_eq!(scored, expected.scored_tokens);
     assert!((found / expected.q8_0.perplexity - 1.0).abs() < 0.005, "{found}");
+}
+
+/// What others computed for a published model.
+#[derive(Deserialize)]
+struct Published {
+    tokens: Vec<u32>,
+    /// Tokens of a chunk, of whose second half the perplexity is.
+    context: usize,
+    exact_perplexity: f64,
+}
+
+#[test]
+fn smollm2_is_as_surprised_as_in_transformers() {
+    if !has_gpu() || is_checked() {
+        return;
+    }
+    let name = "SmolLM2-135M-Instruct.Q4_1";
+    let named = std::env::var_os("OXGPT_TEST_MODELS").map(PathBuf::from);
+    let folder = named.clone().unwrap_or(testdata().join("../target/test-models"));
+    let path = folder.join(format!("{name}.gguf"));
+    if !path.exists() {
+        assert!(named.is_none(), "{} is not there", path.display());
+        println!("skipped: {} is not there (tools/fetch-test-models gets it)", path.display());
+        return;
+    }
+    let Published { tokens, context, exact_perplexity } = read(&format!("real-models/{name}.json"));
+    let model = Model::open(&path).unwrap();
+    let (found, scored) = perplexity(&model, &tokens, context, context / 2 + 1);
+    println!("{found:.6}, in transformers {exact_perplexity:.6}");
+    assert_eq!(scored, tokens.len() / context * (context / 2 - 1));
+    assert!((found / exact_perplexity - 1.0).abs() < 0.005, "{found}");
 }
