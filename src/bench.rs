@@ -160,7 +160,8 @@ impl Bench {
             for (index, tokens) in tokens.chunks(chunk).enumerate() {
                 let sequence = std::slice::from_mut(sequence);
                 if (index + 1) * chunk >= count {
-                    self.engine.choose_next(sequence, &[tokens], Origin::Prompt)?;
+                    self.engine.begin_next(sequence, &[tokens], Origin::Prompt)?;
+                    self.engine.chosen_next()?;
                 } else {
                     self.engine.compute(sequence, &[tokens], Origin::Prompt, Logits::None)?;
                 }
@@ -169,13 +170,18 @@ impl Bench {
         Ok(())
     }
 
-    /// `count` steps of one token for each sequence; each ends with the choice of the next ones, which are not taken.
+    /// `count` steps of one token for each sequence; each ends with the choice of the next ones, which are not taken. As when it
+    /// generates, the engine is told the next step before it is asked what was chosen in the last.
     fn decode(&mut self, held: &mut [HeldSequence], count: usize) -> Result<()> {
-        for _ in 0..count {
+        for step in 0..count {
             let tokens = self.tokens(held.len());
             let tokens: Vec<&[u32]> = tokens.chunks(1).collect();
-            self.engine.choose_next(held, &tokens, Origin::Generated)?;
+            self.engine.begin_next(held, &tokens, Origin::Generated)?;
+            if step > 0 {
+                self.engine.chosen_next()?;
+            }
         }
+        self.engine.chosen_next()?;
         Ok(())
     }
 

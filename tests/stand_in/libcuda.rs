@@ -89,6 +89,8 @@ driver! {
     };
     cuMemFreeHost(address: *mut c_void) -> SUCCESS;
     cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: *mut c_void) -> SUCCESS;
+    cuMemcpy2DAsync_v2(copy: *const c_void, stream: *mut c_void) -> SUCCESS;
+    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: *mut c_void) -> SUCCESS;
     cuEventCreate(event: *mut *mut c_void, flags: c_uint) -> set(event, handle());
     cuEventRecord(event: *mut c_void, stream: *mut c_void) -> SUCCESS;
     cuEventSynchronize(event: *mut c_void) -> SUCCESS;

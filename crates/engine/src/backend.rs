@@ -213,15 +213,27 @@ pub trait Backend: Send {
     fn gather(&mut self, out: &mut Self::Buffer, x: &Self::Buffer, rows: &[u32]);
     /// Copies a buffer's rows to the host.
     fn read(&mut self, out: &mut Vec<f32>, x: &Self::Buffer);
-    /// Makes each of the choices by its row of `logits`, `width` wide, which may be changed. `host` is room for logits.
+    /// Makes each of the choices by its row of `logits`, `width` wide, which may be changed. `host` is room for logits. `None` where the
+    /// choices are made while the host goes on; [`Backend::chosen`] has them then.
     fn choose(
         &mut self,
         logits: &mut Self::Buffer,
         width: usize,
         picks: &mut [Pick<'_>],
         host: &mut Vec<f32>,
-    ) -> Vec<Picked> {
+    ) -> Option<Vec<Picked>> {
         self.read(host, logits);
-        picks.iter_mut().map(|pick| pick.among(&host[pick.row * width..][..width])).collect()
+        let picked = picks.iter_mut().map(|pick| pick.among(&host[pick.row * width..][..width]));
+        Some(picked.collect())
+    }
+
+    /// What was chosen, of the choices that were begun first and not asked for yet.
+    fn chosen(&mut self) -> Vec<Picked> {
+        Vec::new()
+    }
+
+    /// Whether a batch may follow choices that were only begun ([`Batch::follows`]).
+    fn runs_ahead(&self) -> bool {
+        false
     }
 }

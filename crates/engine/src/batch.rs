@@ -8,6 +8,9 @@
 pub struct Batch {
     /// The token of every row.
     pub tokens: Vec<u32>,
+    /// Of rows whose token is not known yet which of the choices begun last it is ([`crate::backend::Backend::choose`]); `tokens` has 0
+    /// there. Empty, or one for every row.
+    pub follows: Vec<Option<u32>>,
     /// The absolute position of every row in its sequence.
     pub positions: Vec<u32>,
     /// Whether each sequence is rotated as the long ones are; see [`crate::model::spec::Longer`].
@@ -74,6 +77,19 @@ impl Batch {
             Logits::Last => self.logit_rows.push(end - 1),
             Logits::All => self.logit_rows.extend(first_row..end),
         }
+    }
+
+    /// Appends as the next row of a sequence the token that will be chosen as number `pick`, and wants its logits.
+    pub fn push_follower(
+        &mut self,
+        pick: u32,
+        position: usize,
+        is_long: bool,
+        tables: &[Vec<u32>],
+    ) {
+        self.follows.resize(self.rows(), None);
+        self.push(&[0], position, is_long, tables, Logits::Last);
+        self.follows.push(Some(pick));
     }
 
     /// Number of rows.

@@ -54,6 +54,14 @@ pub struct Engine {
     short_context: Option<usize>,
     logits: Vec<f32>,
     next_id: u64,
+    /// Tokens that are being chosen while those before them are handed out.
+    ahead: Option<OnTheWay>,
+}
+
+/// The sequences that get a token from a batch that was begun, and the tokens where they had to be asked for.
+struct OnTheWay {
+    ids: Vec<SequenceId>,
+    picked: Option<Vec<Picked>>,
 }
 
 impl Engine {
@@ -122,6 +130,7 @@ impl Engine {
             short_context: decoder.short_context(),
             logits: Vec::new(),
             next_id: 0,
+            ahead: None,
         })
     }
 
@@ -202,61 +211,85 @@ impl Engine {
         self.scheduler.is_idle()
     }
 
-    /// Computes one batch: plan, forward, sample, commit.
+    /// Computes one batch: plan, forward, choose, commit. Where the device can do that, the batch after it is begun before its
+    /// tokens are known here.
     pub fn step(&mut self) -> Vec<Event> {
-        let Plan { batch, sampled, started } = self.scheduler.plan(&mut self.kv, self.groups);
-        let started = started.into_iter();
-        let mut events: Vec<Event> =
-            started.map(|(sequence, prefix)| Event::Started { sequence, prefix }).collect();
-        if batch.is_empty() {
-            return events;
-        }
-        let (computed, refused) = self.forward(&batch, &sampled);
-        if let Err(error) = computed {
-            self.fail(&error, &mut events);
-            return events;
-        }
-        self.scheduler.stored(&mut self.kv);
-        for (sequence, message) in refused {
-            self.scheduler.remove(sequence, &mut self.kv);
-            let error = GenerationError::Constraint { message };
-            events.push(Event::Failed { sequence, error });
-        }
-        let picked = match self.choose(&sampled) {
-            Ok(picked) => picked,
-            Err(error) => {
-                self.fail(&error, &mut events);
-                return events;
+        let mut events = Vec::new();
+        if let Err(error) = self.work(&mut events) {
+            self.ahead = None;
+            for sequence in self.scheduler.running() {
+                self.scheduler.remove(sequence, &mut self.kv);
+                events.push(Event::Failed { sequence, error: error.clone().into() });
             }
+        }
+        events
+    }
+
+    fn work(&mut self, events: &mut Vec<Event>) -> Result<(), DeviceError> {
+        let OnTheWay { ids, picked } = match self.ahead.take() {
+            Some(ahead) => ahead,
+            None => match self.begin(events)? {
+                Some(ids) => OnTheWay { ids, picked: None },
+                None => return Ok(()),
+            },
         };
-        for (id, picked) in picked {
+        if picked.is_none() && self.executor.runs_ahead() {
+            let (groups, short) = (self.groups, self.short_context);
+            if let Some(plan) = self.scheduler.plan_ahead(&ids, &mut self.kv, groups, short) {
+                self.executor.forward(&plan.batch)?;
+                let ids = self.choose(&plan.sampled, 1)?;
+                self.ahead = Some(OnTheWay { ids, picked: None });
+            }
+        }
+        let picked = match picked {
+            Some(picked) => picked,
+            None => self.executor.chosen()?,
+        };
+        for (id, picked) in ids.into_iter().zip(picked) {
             let Some(sequence) = self.scheduler.running_mut(id) else { continue };
-            if !commit(sequence, picked, &mut events) {
+            if !commit(sequence, picked, events) {
                 self.scheduler.remove(id, &mut self.kv);
             } else if !sequence.is_long && is_long(self.short_context, sequence.tokens.len()) {
                 // What was stored so far was rotated otherwise.
                 self.scheduler.restart_as_long(id, &mut self.kv);
             }
         }
-        events
+        Ok(())
     }
 
-    /// Ends all sequences that run, since the device failed.
-    fn fail(&mut self, error: &DeviceError, events: &mut Vec<Event>) {
-        for sequence in self.scheduler.running() {
-            self.scheduler.remove(sequence, &mut self.kv);
-            events.push(Event::Failed { sequence, error: error.clone().into() });
+    /// Computes the next batch, if there is one, and begins to choose tokens for the sequences that it returns.
+    fn begin(&mut self, events: &mut Vec<Event>) -> Result<Option<Vec<SequenceId>>, DeviceError> {
+        let Plan { batch, sampled, started } = self.scheduler.plan(&mut self.kv, self.groups);
+        let started = started.into_iter();
+        events.extend(started.map(|(sequence, prefix)| Event::Started { sequence, prefix }));
+        if batch.is_empty() {
+            return Ok(None);
         }
+        let (computed, refused) = self.forward(&batch, &sampled);
+        computed?;
+        self.scheduler.stored(&mut self.kv);
+        for (sequence, message) in refused {
+            self.scheduler.remove(sequence, &mut self.kv);
+            let error = GenerationError::Constraint { message };
+            events.push(Event::Failed { sequence, error });
+        }
+        self.choose(&sampled, 0).map(Some)
     }
 
-    /// Chooses the next token of each of the `sampled` sequences that still run, by the logits of the last batch.
-    fn choose(&mut self, sampled: &[SequenceId]) -> Result<Vec<(SequenceId, Picked)>, DeviceError> {
+    /// Begins to choose the next token of each of the `sampled` sequences that still run, by the logits of the last batch, and
+    /// returns them in their order. `ahead` of the tokens of each are not known yet.
+    fn choose(
+        &mut self,
+        sampled: &[SequenceId],
+        ahead: usize,
+    ) -> Result<Vec<SequenceId>, DeviceError> {
         let (ids, mut picks): (Vec<SequenceId>, Vec<Pick<'_>>) = self
             .scheduler
             .sampled(sampled)
-            .map(|(sequence, row)| (sequence.id, sequence.pick(row)))
+            .map(|(sequence, row)| (sequence.id, sequence.pick(row, ahead)))
             .unzip();
-        Ok(ids.into_iter().zip(self.executor.choose(&mut picks)?).collect())
+        self.executor.choose(&mut picks)?;
+        Ok(ids)
     }
 
     /// Computes a batch and beside it, on a thread of its own, which tokens the `sampled` sequences may choose. The second
@@ -347,31 +380,38 @@ impl Engine {
         Ok(&self.logits)
     }
 
-    /// As [`Engine::compute`], but chooses the likeliest next token of each sequence, where the logits are.
+    /// As [`Engine::compute`], but begins to choose the likeliest next token of each sequence, where the logits are.
+    /// [`Engine::chosen_next`] has them; another batch may be begun before.
     ///
     /// # Errors
-    /// When the device failed, or no token can be chosen.
-    pub fn choose_next(
+    /// When the device failed.
+    pub fn begin_next(
         &mut self,
         sequences: &mut [HeldSequence],
         tokens: &[&[u32]],
         origin: Origin,
-    ) -> Result<Vec<u32>, EngineError> {
+    ) -> Result<(), EngineError> {
+        // What was chosen first is asked for first.
+        if let Some(OnTheWay { picked: picked @ None, .. }) = &mut self.ahead {
+            *picked = Some(self.executor.chosen()?);
+        }
         let batch = self.batch(sequences, tokens, origin, Logits::Last);
         self.executor.forward(&batch)?;
         let options = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
         let sampler = Sampler::new(options, self.logit_width, &[])?;
         let mut samplers = vec![sampler; sequences.len()];
-        let pick = |(row, sampler)| Pick {
-            row,
-            sampler,
-            allowed: Allowed::default(),
-            position: 0,
-            choice: 0,
-            logprobs: None,
-        };
+        let (allowed, position, choice, logprobs) = (Allowed::default(), 0, 0, None);
+        let pick = |(row, sampler)| Pick { row, sampler, allowed, position, choice, logprobs };
         let mut picks: Vec<Pick<'_>> = samplers.iter_mut().enumerate().map(pick).collect();
-        let picked = self.executor.choose(&mut picks)?.into_iter();
+        Ok(self.executor.choose(&mut picks)?)
+    }
+
+    /// The tokens of the batch that was begun first and not asked for yet.
+    ///
+    /// # Errors
+    /// When the device failed, or no token can be chosen.
+    pub fn chosen_next(&mut self) -> Result<Vec<u32>, EngineError> {
+        let picked = self.executor.chosen()?.into_iter();
         Ok(picked.map(|picked| Ok(picked?.0)).collect::<Result<_, SamplingError>>()?)
     }
 

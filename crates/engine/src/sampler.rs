@@ -213,6 +213,11 @@ impl Sampler {
         &self.options
     }
 
+    /// Whether choices depend on the tokens before them.
+    pub fn remembers(&self) -> bool {
+        self.options.penalizes()
+    }
+
     /// top-p in units of 2^-32, rounded up, if it is on; and ln(min-p), the lowest scaled logit that is kept.
     pub fn bounds(&self) -> (Option<u64>, f32) {
         self.filter.bounds()

@@ -8,6 +8,9 @@
 //! sequence that came last gives up its blocks for those before it: it waits again, in its old place, and later computes
 //! what it had once more, with the same result. So the one that came first always goes on, and each becomes the first.
 
+#[cfg(test)]
+mod tests;
+
 use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvPools, PrefixUse};
 use crate::sequence::{Constraint, Sequence, SequenceId};
@@ -143,6 +146,51 @@ impl Scheduler {
         }
         self.preemptions += 1;
         self.submit(sequence);
+    }
+
+    /// Lays out the batch after one whose tokens, those of the `sampled` sequences, are not known yet: the next row of each that
+    /// goes on unless its token ends it. `None` where something else may have to come first, or a sequence has to know its token.
+    pub fn plan_ahead(
+        &mut self,
+        sampled: &[SequenceId],
+        kv: &mut KvPools,
+        groups: usize,
+        short_context: Option<usize>,
+    ) -> Option<Plan> {
+        let may_start = !self.waiting.is_empty() && self.running.len() < self.max_sequences;
+        let place = |sequence: &Sequence| sampled.iter().position(|id| *id == sequence.id);
+        let goes_on = |sequence: &Sequence| {
+            // With the token that is on its way, it is as long as this.
+            let length = sequence.tokens.len() + 1;
+            let becomes_long = short_context.is_some_and(|short| length > short);
+            place(sequence).is_some()
+                && sequence.can_run_ahead()
+                && sequence.is_long == becomes_long
+        };
+        if may_start || !self.running.iter().all(goes_on) {
+            return None;
+        }
+        let mut plan = Plan { batch: Batch::new(groups), sampled: Vec::new(), started: Vec::new() };
+        // The token of one that is not among them is its last.
+        let goes_on = |s: &&mut Sequence| s.tokens.len() + 1 < s.max_length;
+        for sequence in self.running.iter_mut().filter(goes_on) {
+            let position = sequence.tokens.len();
+            let blocks = sequence.kv.as_mut().expect("a running sequence has blocks");
+            if kv.extend(blocks, position, position + 1) == position {
+                // Somebody has to give up blocks first.
+                return None;
+            }
+        }
+        for sequence in self.running.iter_mut().filter(goes_on) {
+            let position = sequence.tokens.len();
+            let pick = place(sequence)? as u32;
+            let blocks = sequence.kv.as_ref().expect("a running sequence has blocks");
+            plan.batch.push_follower(pick, position, sequence.is_long, &blocks.tables);
+            sequence.computed = position + 1;
+            plan.sampled.push(sequence.id);
+        }
+        plan.batch.generated = plan.batch.rows();
+        (!plan.batch.is_empty()).then_some(plan)
     }
 
     /// Moves waiting sequences to the running ones, in order, while there is room for them.

@@ -147,16 +147,22 @@ impl Sequence {
         self.max_length.saturating_sub(1).max(self.prompt_tokens)
     }
 
-    /// What the next token is chosen by, with the logits of row `row`.
-    pub fn pick(&mut self, row: usize) -> Pick<'_> {
-        let may_end = self.tokens.len() >= self.min_length;
+    /// What the next token is chosen by, with the logits of row `row`, where `ahead` more tokens are there than are known yet.
+    pub fn pick(&mut self, row: usize, ahead: usize) -> Pick<'_> {
+        let length = self.tokens.len() + ahead;
+        let may_end = length >= self.min_length;
         let allowed = Allowed {
             mask: self.constraint.as_ref().and_then(|constraint| constraint.allowed()),
             except: if may_end { &[] } else { &self.end_tokens },
         };
-        let position = self.tokens.len() as u64;
+        let position = length as u64;
         let (choice, logprobs) = (self.choice, self.logprobs);
         Pick { row, sampler: &mut self.sampler, allowed, position, choice, logprobs }
+    }
+
+    /// Whether the token after the next can be chosen without knowing the next.
+    pub fn can_run_ahead(&self) -> bool {
+        self.constraint.is_none() && self.logprobs.is_none() && !self.sampler.remembers()
     }
 
     /// Appends the token that was chosen.

@@ -50,6 +50,16 @@ struct MaskParams {
 };
 static_assert(sizeof(MaskParams) == 32, "shared with src/sampling.rs");
 
+struct FollowParams {
+    uint32_t* tokens;
+    const uint32_t* follows;  // of each row the choice that its token is, or FOLLOWS_NONE
+    const uint32_t* chosen;
+    int32_t rows;
+    int32_t vocab_size;
+};
+static_assert(sizeof(FollowParams) == 32, "shared with src/sampling.rs");
+constexpr uint32_t FOLLOWS_NONE = 0xffffffffu;
+
 struct ChooseParams {
     const float* logits;  // (rows, width)
     const ChoiceOptions* options;

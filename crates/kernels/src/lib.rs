@@ -22,6 +22,7 @@ mod params;
 mod product;
 mod rope;
 mod sampling;
+mod staging;
 mod weights;
 
 pub use activate::{Activation, Gated, activate, activate_gated};
@@ -46,5 +47,6 @@ pub use product::{
     product_grouped, product_grouped_of, product_of,
 };
 pub use rope::{Rope, rotate, rotations};
-pub use sampling::{Choice, ChoiceOptions, Chooser, LogitEdit};
+pub use sampling::{Choice, ChoiceOptions, Chooser, FOLLOWS_NONE, LogitEdit};
+pub use staging::Staging;
 pub use weights::{Matrix, Uploader, WeightType};

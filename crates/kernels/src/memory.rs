@@ -246,6 +246,11 @@ impl Pinned {
         Ok(Pinned { gpu: gpu.clone(), data: data.cast(), len })
     }
 
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the bytes were initialized and belong to this value, which is borrowed.
+        unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the bytes were initialized and belong to this value, which is borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.data, self.len) }
@@ -263,6 +268,19 @@ impl Pinned {
             sys::cuMemcpyHtoDAsync_v2(to, self.data.cast_const().cast(), bytes, self.gpu.stream())
         };
         check("cuMemcpyHtoDAsync", result)
+    }
+
+    /// Copies the first bytes of a device address to the start of it while the host goes on.
+    ///
+    /// # Safety
+    /// As many bytes are there, and nobody looks at these until the stream has passed the copy.
+    pub(crate) unsafe fn copy_from(&mut self, from: u64, bytes: usize) -> Result<(), CudaError> {
+        assert!(bytes <= self.len);
+        self.gpu.make_current()?;
+        // SAFETY: the caller's promise.
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(self.data.cast(), from, bytes, self.gpu.stream()) };
+        check("cuMemcpyDtoHAsync", result)
     }
 }
 

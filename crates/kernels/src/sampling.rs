@@ -2,8 +2,10 @@
 
 use crate::driver::Gpu;
 use crate::error::CudaError;
-use crate::memory::{Arena, Buf, Landing};
+use crate::memory::{Arena, Buf, Event, Pinned};
 use crate::params::Params;
+use crate::staging::Staging;
+use std::collections::VecDeque;
 
 /// How one token is chosen, as `docs/sampling.md` has it.
 #[repr(C)]
@@ -118,6 +120,16 @@ struct MaskParams {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct FollowParams {
+    tokens: u64,
+    follows: u64,
+    chosen: u64,
+    rows: i32,
+    vocab_size: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct ChooseParams {
     logits: u64,
     options: u64,
@@ -131,6 +143,7 @@ struct ChooseParams {
 
 const _: () = assert!(size_of::<EditParams>() == 32);
 const _: () = assert!(size_of::<MaskParams>() == 32);
+const _: () = assert!(size_of::<FollowParams>() == 32);
 const _: () = assert!(size_of::<ChooseParams>() == 48);
 
 // SAFETY: `repr(C)`, and the fields are those of the structure in `cuda/sampling.cuh` in their order.
@@ -138,7 +151,19 @@ unsafe impl Params for EditParams {}
 // SAFETY: as above.
 unsafe impl Params for MaskParams {}
 // SAFETY: as above.
+unsafe impl Params for FollowParams {}
+// SAFETY: as above.
 unsafe impl Params for ChooseParams {}
+
+/// Choices that can be on their way to the host at once.
+const MOST_BEGUN: usize = 2;
+
+/// Where choices come to the host.
+struct Answer {
+    words: Pinned,
+    /// The stream has passed the copy.
+    arrived: Event,
+}
 
 /// Room for choosing tokens on the device.
 pub struct Chooser {
@@ -150,6 +175,11 @@ pub struct Chooser {
     masks: Buf<u32>,
     chosen: Buf<u32>,
     scratch: Buf<u64>,
+    staging: Staging,
+    answers: [Answer; MOST_BEGUN],
+    /// The answers that are on their way, each with its length, and where the next one goes.
+    begun: VecDeque<(usize, usize)>,
+    next: usize,
 }
 
 /// The lengths of the buffers for at most `most` choices among `width` tokens, with the bytes of an element: those of
@@ -177,7 +207,9 @@ impl Chooser {
     ///
     /// # Errors
     /// When the arena is full.
-    pub fn new(arena: &mut Arena, most: usize, width: usize) -> Result<Self, CudaError> {
+    pub fn new(gpu: &Gpu, arena: &mut Arena, most: usize, width: usize) -> Result<Self, CudaError> {
+        let answer =
+            || Ok(Answer { words: Pinned::new(gpu, 4 * most)?, arrived: Event::new(gpu)? });
         let [options, edits, mask_rows, masks, chosen, scratch] =
             lengths(most, width).map(|(len, _)| len);
         Ok(Chooser {
@@ -189,12 +221,17 @@ impl Chooser {
             masks: arena.buffer(masks)?,
             chosen: arena.buffer(chosen)?,
             scratch: arena.buffer(scratch)?,
+            staging: Staging::new(gpu, most * size_of::<ChoiceOptions>(), 1)?,
+            answers: [answer()?, answer()?],
+            begun: VecDeque::new(),
+            next: 0,
         })
     }
 
     /// Chooses a token for each of `options`, after `edits` and `masks`, which change `logits`: (rows, width). No choice has two
     /// edits of one token, and no row two choices where there are any edits of it. A mask is of a row, bit `t % 32` of word `t / 32`
-    /// says whether token `t` may be chosen, and a token beyond the last word may not. [`Chooser::read`] waits for the tokens.
+    /// says whether token `t` may be chosen, and a token beyond the last word may not. [`Chooser::read`] waits for the tokens; twice as
+    /// much may be on its way.
     ///
     /// # Errors
     /// When the driver fails.
@@ -210,7 +247,14 @@ impl Chooser {
         assert!(options.len() <= self.most, "{} choices, room for {}", options.len(), self.most);
         let rows = logits.len() / width;
         assert!(options.iter().all(|options| (options.row as usize) < rows), "no such row");
-        self.options.write(options)?;
+        assert!(self.begun.len() < MOST_BEGUN, "nobody has read what was chosen before");
+        if options.is_empty() {
+            self.begun.push_back((self.next, 0));
+            return Ok(());
+        }
+        self.staging.begin()?;
+        self.staging.write(&mut self.options, options)?;
+        self.staging.end()?;
         for edits in edits.chunks(EDITS_AT_ONCE) {
             let known = |edit: &LogitEdit| {
                 (edit.choice as usize) < options.len() && (edit.token as usize) < width
@@ -229,7 +273,14 @@ impl Chooser {
         for masks in masks.chunks(MASKS_AT_ONCE) {
             self.mask(gpu, logits, masks)?;
         }
-        self.launch(gpu, logits, options.len())
+        self.launch(gpu, logits, options.len())?;
+        let answer = &mut self.answers[self.next];
+        // SAFETY: the buffer has as many words, and `read` waits before it looks at them.
+        unsafe { answer.words.copy_from(self.chosen.address(), 4 * options.len())? };
+        answer.arrived.record()?;
+        self.begun.push_back((self.next, options.len()));
+        self.next = (self.next + 1) % MOST_BEGUN;
+        Ok(())
     }
 
     fn mask(
@@ -278,13 +329,46 @@ impl Chooser {
         gpu.launch_clusters("choose", [slices, choices, 1], 1024, shared, &params)
     }
 
-    /// What was chosen for the first `count` of the options, after everything that was launched.
+    /// What was chosen for each of the options, of the choices that were begun first.
     ///
     /// # Errors
     /// When the driver or anything launched before fails.
-    pub fn read(&self, landing: &mut Landing, count: usize) -> Result<Vec<Choice>, CudaError> {
-        let mut words = vec![0; count];
-        landing.read(&self.chosen, &mut words)?;
-        Ok(words.into_iter().map(Choice::from_word).collect())
+    pub fn read(&mut self) -> Result<Vec<Choice>, CudaError> {
+        let (answer, count) = self.begun.pop_front().expect("a choice was begun");
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let Answer { words, arrived } = &self.answers[answer];
+        arrived.wait()?;
+        let words = words.bytes()[..4 * count].as_chunks::<4>().0.iter();
+        Ok(words.map(|word| Choice::from_word(u32::from_ne_bytes(*word))).collect())
+    }
+
+    /// `tokens[r] = chosen[follows[r]]`, by the choices that were begun last, for those of the first `rows` rows where `follows` is no
+    /// [`FOLLOWS_NONE`]. Where there was none to choose, or it is not below `vocab_size`, it is token 0: nobody looks at what
+    /// comes of it.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn follow(
+        &self,
+        gpu: &Gpu,
+        tokens: &mut Buf<u32>,
+        follows: &Buf<u32>,
+        rows: usize,
+        vocab_size: usize,
+    ) -> Result<(), CudaError> {
+        assert!(rows <= tokens.len() && rows <= follows.len());
+        let params = FollowParams {
+            tokens: tokens.address(),
+            follows: follows.address(),
+            chosen: self.chosen.address(),
+            rows: rows as i32,
+            vocab_size: vocab_size as i32,
+        };
+        gpu.launch("follow_chosen", [rows.div_ceil(128), 1, 1], 128, 0, &params)
     }
 }
+
+/// Of a row whose token is known; see [`Chooser::follow`].
+pub const FOLLOWS_NONE: u32 = u32::MAX;

@@ -138,11 +138,11 @@ impl Cuda {
                 long_frequencies: long.map(|long| uploader.vector(&mut arena, long)).transpose()?,
             });
         }
-        let batch = DeviceBatch::new(&mut arena, &plan.batch)?;
+        let batch = DeviceBatch::new(&gpu, &mut arena, &plan.batch)?;
         let partials = arena.buffer(plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
         let landing = Landing::new(&gpu)?;
-        let chooser = Chooser::new(&mut arena, plan.sequences, decoder.head.rows)?;
+        let chooser = Chooser::new(&gpu, &mut arena, plan.sequences, decoder.head.rows)?;
         Ok(Cuda {
             gpu,
             arena,
@@ -263,8 +263,8 @@ impl Backend for Cuda {
 
     fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {
         self.generated = batch.generated;
-        let Cuda { batch: device_batch, failure, passes, gpu, recording, .. } = self;
-        let written = attempt(failure, || device_batch.write(batch));
+        let Cuda { batch: device_batch, failure, passes, gpu, recording, chooser, .. } = self;
+        let written = attempt(failure, || device_batch.write(batch, gpu, chooser));
         let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
         let whole = rows == batch.generated && !batch.wants_hidden;
         if written.is_none() || !whole || rows > MOST_RECORDED_ROWS {
@@ -593,7 +593,15 @@ impl Backend for Cuda {
         width: usize,
         picks: &mut [Pick<'_>],
         host: &mut Vec<f32>,
-    ) -> Vec<Picked> {
+    ) -> Option<Vec<Picked>> {
         self.choose_on_device(logits, width, picks, host)
+    }
+
+    fn chosen(&mut self) -> Vec<Picked> {
+        self.chosen_on_device()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        true
     }
 }

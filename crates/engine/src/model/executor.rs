@@ -9,6 +9,7 @@ use crate::batch::Batch;
 use crate::engine::EngineError;
 use crate::kv::{KvGroup, KvLayout};
 use crate::sampler::{Pick, Picked};
+use std::collections::VecDeque;
 
 /// Runs batches through a loaded model.
 pub trait Executor: Send {
@@ -24,11 +25,20 @@ pub trait Executor: Send {
     /// When the device failed.
     fn read(&mut self, out: &mut Vec<f32>) -> Result<(), DeviceError>;
 
-    /// Makes choices by the logits of the last batch, once and in place of [`Executor::read`]: they may be changed by it.
+    /// Begins to choose by the logits of the last batch, once and in place of [`Executor::read`]: they may be changed by it.
     ///
     /// # Errors
     /// When the device failed.
-    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<Vec<Picked>, DeviceError>;
+    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<(), DeviceError>;
+
+    /// What was chosen, of the choices that were begun first and not asked for yet.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn chosen(&mut self) -> Result<Vec<Picked>, DeviceError>;
+
+    /// Whether a batch may follow choices that were only begun ([`Batch::follows`]). Two may be on their way.
+    fn runs_ahead(&self) -> bool;
 }
 
 /// The largest batch that an executor has room for.
@@ -50,6 +60,8 @@ struct Loaded<B: Backend> {
     gave_hidden: bool,
     /// Room for logits on the host.
     host: Vec<f32>,
+    /// What was chosen and not asked for; `None` where the backend has it.
+    chosen: VecDeque<Option<Vec<Picked>>>,
 }
 
 /// Loads the weights of `model` into `backend`, with room for the KV blocks of `groups`. `loaded` is told the bytes
@@ -75,8 +87,8 @@ pub fn load<B: Backend + 'static>(
         .collect();
     let scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
     backend.status()?;
-    let (gave_hidden, host) = (false, Vec::new());
-    Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch, gave_hidden, host }))
+    let (gave_hidden, host, chosen) = (false, Vec::new(), VecDeque::new());
+    Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch, gave_hidden, host, chosen }))
 }
 
 impl<B: Backend> Executor for Loaded<B> {
@@ -93,10 +105,22 @@ impl<B: Backend> Executor for Loaded<B> {
         self.backend.status()
     }
 
-    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<Vec<Picked>, DeviceError> {
-        let Loaded { backend, decoder, scratch, host, .. } = self;
-        let picked = backend.choose(&mut scratch.logits, decoder.head.rows, picks, host);
-        backend.status()?;
+    fn choose(&mut self, picks: &mut [Pick<'_>]) -> Result<(), DeviceError> {
+        let Loaded { backend, decoder, scratch, host, chosen, .. } = self;
+        chosen.push_back(backend.choose(&mut scratch.logits, decoder.head.rows, picks, host));
+        backend.status()
+    }
+
+    fn chosen(&mut self) -> Result<Vec<Picked>, DeviceError> {
+        let picked = match self.chosen.pop_front().flatten() {
+            Some(picked) => picked,
+            None => self.backend.chosen(),
+        };
+        self.backend.status()?;
         Ok(picked)
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.backend.runs_ahead()
     }
 }

@@ -35,6 +35,11 @@ fn has_gpu() -> bool {
     }
 }
 
+/// Whether every access to memory is checked, so that each launch takes long.
+fn is_checked() -> bool {
+    std::env::var_os("OXGPT_FEW_ROUNDS").is_some()
+}
+
 fn score(model: &Model, device: Device, chunk: usize, tokens: &[u32]) -> Vec<f32> {
     let mut logits = Vec::new();
     let mut engine = engine(model, device, chunk, 1);
@@ -231,8 +236,7 @@ fn nothing_is_left_on_the_device() {
             engine.step();
         }
     };
-    // Under a memory checker every load takes long.
-    let rounds = if std::env::var_os("OXGPT_FEW_ROUNDS").is_some() { 10 } else { 1000 };
+    let rounds = if is_checked() { 10 } else { 1000 };
     round();
     let before = cuda::device(0).unwrap().free;
     (0..rounds).for_each(|_| round());

@@ -1,11 +1,12 @@
 //! Sampled answers: the tokens that the sampler of the CPU chooses by the same logits, alone and beside others.
 
 use crate::common::engine;
-use crate::{GPU, answers, demo, has_gpu};
+use crate::{GPU, answers, demo, has_gpu, is_checked};
 use oxgpt_engine::batch::{Logits, Origin};
 use oxgpt_engine::engine::Engine;
 use oxgpt_engine::sampler::{Allowed, Sampler, SamplingOptions, log_probabilities};
 use oxgpt_engine::sequence::{Constraint, Event, Request};
+use std::collections::BTreeSet;
 
 const PROMPT: [u32; 5] = [2115, 323, 555, 259, 621];
 const TOKENS: usize = 24;
@@ -90,7 +91,9 @@ fn requests(vocab_size: usize) -> Vec<Request> {
     });
     let request =
         |request: Request| Request { tokens: PROMPT.to_vec(), max_tokens: Some(TOKENS), ..request };
-    plain.chain(no_end).chain(held).map(request).collect()
+    let all = plain.chain(no_end).chain(held).map(request);
+    // Of each kind one.
+    all.step_by(if is_checked() { 7 } else { 1 }).collect()
 }
 
 /// What the CPU's sampler makes of the logits of the same passes.
@@ -140,7 +143,7 @@ fn tokens_are_those_of_the_cpu_sampler_alone_and_together() {
         let request = requests(width).swap_remove(index);
         assert_eq!(answers(&mut alone, vec![request])[0], expected, "{index}, alone: {what}");
     }
-    let different: std::collections::BTreeSet<&Vec<u32>> = all.iter().collect();
+    let different: BTreeSet<&Vec<u32>> = all.iter().collect();
     assert!(different.len() >= count - 3, "{} of {count} answers", different.len());
 }
 
@@ -188,7 +191,8 @@ fn the_next_token_is_chosen_where_the_logits_are() {
     let mut engine = engine(&model, GPU, 64, 2);
     let prompts: [&[u32]; 2] = [&PROMPT, &PROMPT[1..]];
     let mut held = [engine.hold(8).unwrap(), engine.hold(8).unwrap()];
-    let chosen = engine.choose_next(&mut held, &prompts, Origin::Prompt).unwrap();
+    engine.begin_next(&mut held, &prompts, Origin::Prompt).unwrap();
+    let chosen = engine.chosen_next().unwrap();
     held.into_iter().for_each(|held| engine.release(held));
     let mut held = [engine.hold(8).unwrap(), engine.hold(8).unwrap()];
     let width = engine.logit_width();
@@ -198,4 +202,60 @@ fn the_next_token_is_chosen_where_the_logits_are() {
         assert_eq!(row.iter().position(|logit| *logit == highest), Some(chosen as usize));
     }
     held.into_iter().for_each(|held| engine.release(held));
+}
+
+/// Sequences that end, are given up and begin while the batch after theirs is on its way.
+#[test]
+fn sequences_come_and_go_while_the_device_is_ahead() {
+    if !has_gpu() {
+        return;
+    }
+    let model = demo();
+    let mut alone = engine(&model, GPU, 64, 1);
+    let request = |first: u32, max_tokens| Request {
+        tokens: [&PROMPT[..], &[first]].concat(),
+        max_tokens: Some(max_tokens),
+        sampling: SamplingOptions { seed: first.into(), ..SamplingOptions::default() },
+        ..Request::default()
+    };
+    let expected: Vec<Vec<u32>> =
+        (0..6).map(|i| answers(&mut alone, vec![request(i, 30)]).remove(0)).collect();
+    // Ends with its own tenth token, which nobody knows before.
+    let ending = |i: usize| Request { end_tokens: vec![expected[i][9]], ..request(i as u32, 30) };
+    let end = |i: usize| expected[i].iter().position(|token| *token == expected[i][9]).unwrap() + 1;
+
+    let mut together = engine(&model, GPU, 64, 3);
+    let mut ids =
+        vec![together.submit(ending(0)).unwrap(), together.submit(request(1, 7)).unwrap()];
+    let mut found: Vec<Vec<u32>> = vec![Vec::new(); 6];
+    let mut steps = 0;
+    while !together.is_idle() {
+        for event in together.step() {
+            match event {
+                Event::Token { sequence, token, .. } => {
+                    found[ids.iter().position(|id| *id == sequence).unwrap()].push(token);
+                }
+                Event::Failed { error, .. } => panic!("{error}"),
+                Event::Started { .. } | Event::Finished { .. } => {}
+            }
+        }
+        steps += 1;
+        match steps {
+            4 => ids.push(together.submit(request(2, 30)).unwrap()),
+            6 => {
+                ids.push(together.submit(request(3, 30)).unwrap());
+                ids.push(together.submit(ending(4)).unwrap());
+            }
+            9 => {
+                together.cancel(ids[2]);
+                ids.push(together.submit(request(5, 30)).unwrap());
+            }
+            _ => {}
+        }
+    }
+    let lengths = [end(0), 7, found[2].len(), 30, end(4), 30];
+    assert!((1..30).contains(&found[2].len()), "{} tokens of what was given up", found[2].len());
+    for (i, length) in lengths.into_iter().enumerate() {
+        assert_eq!(found[i], expected[i][..length], "request {i}");
+    }
 }

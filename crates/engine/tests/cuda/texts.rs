@@ -1,7 +1,7 @@
 //! Texts: the demo model beside the CPU, and perplexity beside figures that others computed.
 
 use crate::common::{engine, relative_l2, testdata};
-use crate::{GPU, TOLERANCE, answers, demo, has_gpu, request, score};
+use crate::{GPU, TOLERANCE, answers, demo, has_gpu, is_checked, request, score};
 use oxgpt_engine::engine::Device;
 use oxgpt_engine::model::Model;
 use serde::Deserialize;
@@ -34,11 +34,6 @@ struct Figure {
 
 fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
     serde_json::from_slice(&std::fs::read(testdata().join(name)).unwrap()).unwrap()
-}
-
-/// Whether this takes too long where every access to memory is checked.
-fn is_checked() -> bool {
-    std::env::var_os("OXGPT_FEW_ROUNDS").is_some()
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use crate::common::{Random, gpu};
 use oxgpt_engine::sampler::{Allowed, Sampler, SamplingError, SamplingOptions};
-use oxgpt_kernels::{Arena, Buf, Choice, ChoiceOptions, Chooser, Gpu, Landing, LogitEdit};
+use oxgpt_kernels::{
+    Arena, Buf, Choice, ChoiceOptions, Chooser, FOLLOWS_NONE, Gpu, LogitEdit, Staging,
+};
 
 /// One choice: what it is asked for, and what it is made from.
 struct Case {
@@ -149,18 +151,17 @@ fn found(gpu: &Gpu, width: usize, cases: &[Case]) -> Vec<Choice> {
     let masks: Vec<(u32, &[u32])> = masks.collect();
 
     let mut arena = Arena::new(gpu, Chooser::bytes(count, width)).unwrap();
-    let mut chooser = Chooser::new(&mut arena, count, width).unwrap();
+    let mut chooser = Chooser::new(gpu, &mut arena, count, width).unwrap();
     assert_eq!(arena.used(), Chooser::bytes(count, width));
     // Whatever memory held before.
     arena.fill_bytes(0xFF).unwrap();
-    let mut landing = Landing::new(gpu).unwrap();
-    let mut run = || {
-        let mut logits = Buf::from_slice(gpu, &all).unwrap();
-        chooser.choose(gpu, &mut logits, &options, &edits, &masks).unwrap();
-        chooser.read(&mut landing, count).unwrap()
-    };
-    let first = run();
-    assert_eq!(run(), first, "two runs differ");
+    // The second is begun before the first is read.
+    let mut logits = [Buf::from_slice(gpu, &all).unwrap(), Buf::from_slice(gpu, &all).unwrap()];
+    for logits in &mut logits {
+        chooser.choose(gpu, logits, &options, &edits, &masks).unwrap();
+    }
+    let first = chooser.read().unwrap();
+    assert_eq!(chooser.read().unwrap(), first, "two runs differ");
     first
 }
 
@@ -226,4 +227,59 @@ fn filters_cut_ties_by_the_id() {
         let expected: Vec<Choice> = cases.iter_mut().map(expected).collect();
         assert_eq!(found, expected, "{width} tokens");
     }
+}
+
+#[test]
+fn tokens_follow_what_was_chosen() {
+    let Some(gpu) = gpu() else { return };
+    let width = 300;
+    // Tokens 250 and 7, and nothing to choose.
+    let mut all = vec![0.0; 3 * width];
+    (all[250], all[width + 7]) = (1.0, 1.0);
+    all[2 * width..].fill(f32::NAN);
+    let mut arena = Arena::new(&gpu, Chooser::bytes(3, width)).unwrap();
+    let mut chooser = Chooser::new(&gpu, &mut arena, 3, width).unwrap();
+    let greedy = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+    let sampler = Sampler::new(greedy, width, &[]).unwrap();
+    let case = Case {
+        logits: Vec::new(),
+        sampler,
+        mask: None,
+        except: Vec::new(),
+        position: 0,
+        choice: 0,
+    };
+    let options = [2, 0, 1].map(|row| options(&case, row));
+    let mut logits = Buf::from_slice(&gpu, &all).unwrap();
+    chooser.choose(&gpu, &mut logits, &options, &[], &[]).unwrap();
+
+    let mut tokens = Buf::from_slice(&gpu, &[90u32, 91, 92, 93, 94, 95]).unwrap();
+    let mut follows = Buf::from_slice(&gpu, &[9u32; 8]).unwrap();
+    let mut staging = Staging::new(&gpu, 64, 2).unwrap();
+    // Two rows of three into rows of four, over and over, as fast as the host can.
+    for round in 0..9 {
+        staging.begin().unwrap();
+        let rows = [1, 2, FOLLOWS_NONE, round, round, round];
+        staging.write_rows(&mut follows, 4, &rows, 2).unwrap();
+        staging.write(&mut tokens, &[40, 41]).unwrap();
+        staging.end().unwrap();
+    }
+    let mut found = [0; 8];
+    follows.read(&mut found).unwrap();
+    assert_eq!(found, [1, 2, FOLLOWS_NONE, 9, 8, 8, 8, 9]);
+    let mut follow = |vocab_size| {
+        chooser.follow(&gpu, &mut tokens, &follows, 3, vocab_size).unwrap();
+        let mut found = [0; 6];
+        tokens.read(&mut found).unwrap();
+        found
+    };
+    assert_eq!(follow(300), [250, 7, 92, 93, 94, 95]);
+    assert_eq!(follow(250), [0, 7, 92, 93, 94, 95], "no token of that number");
+    follows.write(&[0, 0]).unwrap();
+    let mut found = [1; 2];
+    chooser.follow(&gpu, &mut tokens, &follows, 2, 300).unwrap();
+    tokens.read(&mut found).unwrap();
+    assert_eq!(found, [0, 0], "nothing was chosen");
+    let chosen = chooser.read().unwrap();
+    assert_eq!(chosen, [Choice::NotANumber(0), Choice::Token(250), Choice::Token(7)]);
 }

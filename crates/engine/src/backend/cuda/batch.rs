@@ -1,7 +1,7 @@
 //! The arrays of a batch on the device.
 
 use crate::batch::{Batch, BlockTables};
-use oxgpt_kernels::{Arena, Buf, CudaError, Positions};
+use oxgpt_kernels::{Arena, Buf, Chooser, CudaError, FOLLOWS_NONE, Gpu, Positions, Staging};
 
 /// What a batch may have at the most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,10 +12,12 @@ pub(super) struct BatchRoom {
     pub logit_rows: usize,
     /// Blocks in the tables of all sequences, for each KV group.
     pub table_blocks: Vec<usize>,
+    /// Tokens are below it.
+    pub vocab_size: usize,
 }
 
 /// Arrays of numbers for each row, copied to the device at once.
-const ARRAYS: usize = 5;
+const ARRAYS: usize = 6;
 
 impl BatchRoom {
     /// Rows that each array has room for.
@@ -34,11 +36,14 @@ impl BatchRoom {
 /// The arrays of the current batch.
 pub(super) struct DeviceBatch {
     array_len: usize,
-    /// Tokens, positions, logit rows, sequence of each row, whether it is long: room for as many rows each.
+    /// Tokens, positions, logit rows, sequence of each row, whether it is long, what it follows: room for as many rows each.
     all: Buf<u32>,
     arrays: [Buf<u32>; ARRAYS],
     /// Of each KV group: where the table of each sequence starts, and the tables.
     tables: Vec<(Buf<u32>, Buf<u32>)>,
+    vocab_size: usize,
+    staging: Staging,
+    /// The arrays of the batch, one after another.
     host: Vec<u32>,
     /// The batch that was written, to know which of its arrays is asked for.
     tokens: Vec<u32>,
@@ -48,8 +53,10 @@ pub(super) struct DeviceBatch {
 }
 
 impl DeviceBatch {
-    pub fn new(arena: &mut Arena, room: &BatchRoom) -> Result<Self, CudaError> {
-        let mut buffers = room.buffers().into_iter();
+    pub fn new(gpu: &Gpu, arena: &mut Arena, room: &BatchRoom) -> Result<Self, CudaError> {
+        let lengths = room.buffers();
+        let staging = Staging::new(gpu, 4 * lengths.iter().sum::<usize>(), lengths.len())?;
+        let mut buffers = lengths.into_iter();
         let mut next = || arena.buffer(buffers.next().unwrap_or(0));
         let array_len = room.array_len();
         let all = next()?;
@@ -61,7 +68,9 @@ impl DeviceBatch {
             all,
             arrays,
             tables: tables?,
-            host: vec![0; ARRAYS * array_len],
+            vocab_size: room.vocab_size,
+            staging,
+            host: Vec::with_capacity(ARRAYS * array_len),
             tokens: Vec::new(),
             positions: Vec::new(),
             logit_rows: Vec::new(),
@@ -69,22 +78,33 @@ impl DeviceBatch {
         })
     }
 
-    /// Copies a batch to the device.
-    pub fn write(&mut self, batch: &Batch) -> Result<(), CudaError> {
-        let mut arrays = self.host.chunks_mut(self.array_len);
-        let mut fill = |values: &mut dyn Iterator<Item = u32>| {
-            let array = arrays.next().expect("there are as many arrays");
-            array.iter_mut().zip(values).for_each(|(to, from)| *to = from);
+    /// Copies a batch to the device while the host goes on. Tokens that are not known yet come from `chooser`.
+    pub fn write(&mut self, batch: &Batch, gpu: &Gpu, chooser: &Chooser) -> Result<(), CudaError> {
+        let rows = batch.rows().max(batch.logit_rows.len());
+        let host = &mut self.host;
+        host.clear();
+        let mut append = |values: &mut dyn Iterator<Item = u32>| {
+            let end = host.len() + rows;
+            host.extend(values);
+            host.resize(end, 0);
         };
-        fill(&mut batch.tokens.iter().copied());
-        fill(&mut batch.positions.iter().copied());
-        fill(&mut batch.logit_rows.iter().copied());
-        fill(&mut batch.rows_with_sequence().map(|(_, sequence)| sequence as u32));
-        fill(&mut batch.rows_with_sequence().map(|(_, s)| u32::from(batch.is_long[s])));
-        self.all.write(&self.host)?;
+        append(&mut batch.tokens.iter().copied());
+        append(&mut batch.positions.iter().copied());
+        append(&mut batch.logit_rows.iter().copied());
+        append(&mut batch.rows_with_sequence().map(|(_, sequence)| sequence as u32));
+        append(&mut batch.rows_with_sequence().map(|(_, s)| u32::from(batch.is_long[s])));
+        append(&mut batch.follows.iter().map(|pick| pick.unwrap_or(FOLLOWS_NONE)));
+        let staging = &mut self.staging;
+        staging.begin()?;
+        staging.write_rows(&mut self.all, self.array_len, &self.host, ARRAYS)?;
         for ((offsets, blocks), tables) in self.tables.iter_mut().zip(&batch.block_tables) {
-            offsets.write(&tables.offsets)?;
-            blocks.write(&tables.blocks)?;
+            staging.write(offsets, &tables.offsets)?;
+            staging.write(blocks, &tables.blocks)?;
+        }
+        staging.end()?;
+        if !batch.follows.is_empty() {
+            let [tokens, .., follows] = &mut self.arrays;
+            chooser.follow(gpu, tokens, follows, batch.follows.len(), self.vocab_size)?;
         }
         self.tokens.clone_from(&batch.tokens);
         self.positions.clone_from(&batch.positions);

@@ -5,14 +5,15 @@ use crate::sampler::{Adjustment, Pick, Picked, SamplingError};
 use oxgpt_kernels::{Choice, ChoiceOptions, LogitEdit};
 
 impl Cuda {
-    /// See [`Backend::choose`](super::Backend::choose). Only rows whose log-probabilities are asked for come to the host.
+    /// See [`Backend::choose`](super::Backend::choose). Only rows whose log-probabilities are asked for come to the host, and they are
+    /// waited for.
     pub(super) fn choose_on_device(
         &mut self,
         logits: &mut Buffer,
         width: usize,
         picks: &mut [Pick<'_>],
         host: &mut Vec<f32>,
-    ) -> Vec<Picked> {
+    ) -> Option<Vec<Picked>> {
         let options: Vec<ChoiceOptions> = picks.iter().map(options).collect();
         let edits: Vec<LogitEdit> = picks.iter().zip(0..).flat_map(edits).collect();
         let masks = picks.iter().filter_map(|pick| Some((pick.row as u32, pick.allowed.mask?)));
@@ -21,23 +22,33 @@ impl Cuda {
         let reported: Vec<usize> = reported.map(|pick| pick.row).collect();
 
         let Cuda { gpu, failure, landing, chooser, .. } = self;
-        let chosen = attempt(failure, || {
+        attempt(failure, || {
             // As the model has them: what follows changes them.
             host.resize(reported.len() * width, 0.0);
             for (to, row) in host.chunks_mut(width).zip(&reported) {
                 landing.read(&present(&logits.data).part(row * width, width), to)?;
             }
-            chooser.choose(gpu, present_mut(&mut logits.data), &options, &edits, &masks)?;
-            chooser.read(landing, options.len())
+            chooser.choose(gpu, present_mut(&mut logits.data), &options, &edits, &masks)
         });
+        if reported.is_empty() {
+            return None;
+        }
         let mut reported = host.chunks(width);
-        let picked = picks.iter().zip(chosen.unwrap_or_default()).map(|(pick, chosen)| {
+        let picked = picks.iter().zip(self.chosen_on_device()).map(|(pick, picked)| {
             let logits = pick.logprobs.and_then(|_| reported.next()).unwrap_or_default();
-            match chosen {
-                Choice::Token(token) => pick.with_logprobs(token, logits),
-                Choice::NotANumber(token) => Err(SamplingError::NotANumber { token }),
-                Choice::NoCandidate => Err(SamplingError::NoCandidate),
-            }
+            pick.with_logprobs(picked?.0, logits)
+        });
+        Some(picked.collect())
+    }
+
+    /// See [`Backend::chosen`](super::Backend::chosen).
+    pub(super) fn chosen_on_device(&mut self) -> Vec<Picked> {
+        let Cuda { failure, chooser, .. } = self;
+        let chosen = attempt(failure, || chooser.read()).unwrap_or_default();
+        let picked = chosen.into_iter().map(|chosen| match chosen {
+            Choice::Token(token) => Ok((token, None)),
+            Choice::NotANumber(token) => Err(SamplingError::NotANumber { token }),
+            Choice::NoCandidate => Err(SamplingError::NoCandidate),
         });
         picked.collect()
     }

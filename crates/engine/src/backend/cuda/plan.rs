@@ -85,6 +85,7 @@ impl CudaPlan {
             rows: limits.rows,
             logit_rows: limits.logit_rows,
             table_blocks: vec![table_blocks; groups.len()],
+            vocab_size: decoder.embedding.vocab_size,
         };
         let partials = shapes()
             .map(|shape| {
