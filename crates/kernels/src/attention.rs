@@ -353,16 +353,22 @@ fn launch(
         KvElement::F16 => &KERNELS_F16,
     };
     let fitting = || kernels.iter().filter(|(_, most, ..)| dim <= *most);
-    // The narrowest that takes a whole group at once, else the widest there is; the least dimensions come first.
-    let &(heads, _, whole, split) = fitting()
-        .filter(|(heads, ..)| *heads >= group)
-        .min_by_key(|(heads, most, ..)| (*heads, *most))
-        .or_else(|| fitting().max_by_key(|(heads, most, ..)| (*heads, usize::MAX - most)))
-        .expect("heads are no wider than the pool allows");
     // Of a context, only the last splits are in a window, but they are numbered from the start.
     let all = parts(at.last);
     let few = at.rows <= rows_worth_splitting(gpu.info().multiprocessors as usize, shape);
     let with_partials = few && splits(shape, at.last) > 2;
+    // Blocks with fewer heads are through sooner, so as long as multiprocessors are idle, heads get blocks of their own; beyond
+    // that, those that share keys and values share what is read. The least dimensions come first.
+    let side_by_side =
+        at.rows * shape.kv_heads * if with_partials { splits(shape, at.last) } else { 1 };
+    let fills =
+        |heads: usize| side_by_side * group.div_ceil(heads) >= gpu.info().multiprocessors as usize;
+    let useful = fitting().map(|(heads, ..)| *heads).filter(|heads| *heads < 2 * group);
+    let widest = useful.clone().filter(|heads| fills(*heads)).max().or(useful.min());
+    let &(heads, _, whole, split) = fitting()
+        .filter(|(heads, ..)| Some(*heads) == widest)
+        .min_by_key(|(_, most, ..)| *most)
+        .expect("heads are no wider than the pool allows");
     if with_partials {
         let needed = at.rows * shape.heads * all * (dim + 2);
         assert!(needed <= partials.len(), "partials are too short");
