@@ -56,11 +56,11 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
         context <= limit,
         "the tests need {context} positions, but the model's context has {limit}"
     );
-    let engine_args =
-        EngineArgs { ctx: Some(context), threads: args.threads, deterministic: false };
+    let (threads, deterministic) = (args.threads, args.deterministic);
+    let engine_args = EngineArgs { ctx: Some(context), threads, deterministic };
     let options =
         EngineOptions { sequences: args.batch, ..open::options(model_args, &engine_args)? };
-    let threads = args.threads.unwrap_or_else(physical_cores);
+    let threads = threads.unwrap_or_else(physical_cores);
     let read_bandwidth = match options.device {
         Device::Cuda(ordinal) => cuda::read_bandwidth(ordinal)?,
         Device::Cpu | Device::Reference => read_bandwidth(threads)?,

@@ -116,6 +116,7 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
         memory_limit: args.memory_limit,
         chunk: device.chunk(),
         sharing: device.sharing(),
+        deterministic: engine.deterministic,
         ..EngineOptions::default()
     })
 }

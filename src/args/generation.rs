@@ -145,8 +145,8 @@ pub struct EngineArgs {
     /// CPU threads [default: the physical cores]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Let no result depend on what else runs or ran; all that this changes is that `serve` does not remember the tokens of
-    /// its answers
+    /// Let no result depend on what else runs or ran: slower with many sequences on a GPU, and `serve` does not remember the
+    /// tokens of its answers
     #[arg(long)]
     pub deterministic: bool,
 }

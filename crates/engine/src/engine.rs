@@ -113,7 +113,7 @@ impl Engine {
                     });
                 }
                 let cuda = cuda.as_ref().expect("a plan for a GPU was made");
-                let cuda = Cuda::new(ordinal, model, cuda)?;
+                let cuda = Cuda::new(ordinal, model, cuda, options.deterministic)?;
                 load(cuda, model, layout.clone(), &groups, limits, &mut loaded)?
             }
         };

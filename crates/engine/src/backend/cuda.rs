@@ -36,6 +36,10 @@ use routes::RoutesMemory;
 use std::ops::Range;
 use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
 
+/// More generated tokens than these, each of a sequence of its own, are multiplied on the tensor cores, as prompts are: then every
+/// weight is read and unpacked once for all of them, not once for each eight.
+const MOST_EXACT_ROWS: usize = 8;
+
 /// How keys and values are stored.
 const KV_ELEMENT: KvElement = KvElement::F16;
 
@@ -58,8 +62,12 @@ pub struct Cuda {
     packed: Packed,
     /// Of a routed model, and the width that its experts give back.
     routing: Option<(Routing, usize)>,
-    /// See [`Batch::generated`].
+    /// The most generated tokens whose products are exact.
+    most_exact: usize,
+    /// Rows whose products are exact: those of [`Batch::generated`], unless they are too many.
     generated: usize,
+    /// Whether they are.
+    is_large: bool,
     passes: Passes,
     recording: Option<PassShape>,
 }
@@ -114,16 +122,27 @@ fn attempt<T>(
 }
 
 impl Cuda {
-    /// Takes the memory of `plan` on a device, for `model`.
+    /// Takes the memory of `plan` on a device, for `model`. With `deterministic`, a row has the same bits however many there are.
     ///
     /// # Errors
     /// When the device cannot be used or has less memory free.
-    pub fn new(ordinal: usize, model: &Model, plan: &CudaPlan) -> Result<Self, DeviceError> {
+    pub fn new(
+        ordinal: usize,
+        model: &Model,
+        plan: &CudaPlan,
+        deterministic: bool,
+    ) -> Result<Self, DeviceError> {
         let gpu = open(ordinal)?;
-        Self::with_gpu(gpu, model, plan).map_err(|reason| DeviceError::Cuda { ordinal, reason })
+        Self::with_gpu(gpu, model, plan, deterministic)
+            .map_err(|reason| DeviceError::Cuda { ordinal, reason })
     }
 
-    fn with_gpu(gpu: Gpu, model: &Model, plan: &CudaPlan) -> Result<Self, CudaError> {
+    fn with_gpu(
+        gpu: Gpu,
+        model: &Model,
+        plan: &CudaPlan,
+        deterministic: bool,
+    ) -> Result<Self, CudaError> {
         // Other models on the device must not be recorded with this one.
         let gpu = gpu.with_own_stream()?;
         let mut arena = Arena::new(&gpu, plan.total())?;
@@ -155,7 +174,9 @@ impl Cuda {
             partials,
             packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
+            most_exact: if deterministic { usize::MAX } else { MOST_EXACT_ROWS },
             generated: 0,
+            is_large: false,
             passes: Passes::default(),
             recording: None,
         })
@@ -262,7 +283,8 @@ impl Backend for Cuda {
     }
 
     fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {
-        self.generated = batch.generated;
+        self.is_large = batch.generated > self.most_exact;
+        self.generated = if self.is_large { 0 } else { batch.generated };
         let Cuda { batch: device_batch, failure, passes, gpu, recording, chooser, .. } = self;
         let written = attempt(failure, || device_batch.write(batch, gpu, chooser));
         let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
@@ -375,11 +397,15 @@ impl Backend for Cuda {
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &Option<Matrix>) {
         let stride = weight.as_ref().map_or(0, Matrix::rows);
         out.set(x.rows, stride);
-        let gpu = &self.gpu;
-        // Logits are what is compared, and their rows are few: all in f32.
-        attempt(&mut self.failure, || {
+        let Cuda { gpu, failure, packed, is_large, .. } = self;
+        attempt(failure, || {
             let (out, data) = (present_mut(&mut out.data), present(&x.data));
             let place = Place { start: 0, stride };
+            if *is_large && x.rows > MOST_EXACT_ROWS {
+                packed.rows(gpu, data, present(weight), (0, x.rows))?;
+                return oxgpt_kernels::gemm(gpu, out, place, packed, present(weight), None, false);
+            }
+            // Logits are what is compared, and their rows are few: all in f32.
             oxgpt_kernels::product(gpu, out, place, data, present(weight), None, x.rows, false)
         });
     }

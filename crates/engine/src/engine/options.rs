@@ -81,6 +81,8 @@ pub struct EngineOptions {
     pub memory_limit: Option<u64>,
     /// Which keys and values later requests may take over.
     pub sharing: PrefixSharing,
+    /// Whether results must not depend on what else runs. What gives that up for speed is named in `docs/determinism.md`.
+    pub deterministic: bool,
 }
 
 impl Default for EngineOptions {
@@ -94,6 +96,7 @@ impl Default for EngineOptions {
             threads: None,
             memory_limit: None,
             sharing: PrefixSharing::All,
+            deterministic: false,
         }
     }
 }

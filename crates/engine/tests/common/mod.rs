@@ -80,8 +80,14 @@ impl Golden {
 
 /// An engine with room for `sequences` sequences that computes prompts in chunks of `chunk`.
 pub fn engine(model: &Model, device: Device, chunk: usize, sequences: usize) -> Engine {
-    let options =
-        EngineOptions { device, chunk, sequences, threads: Some(2), ..EngineOptions::default() };
+    let options = EngineOptions {
+        device,
+        chunk,
+        sequences,
+        threads: Some(2),
+        deterministic: true,
+        ..EngineOptions::default()
+    };
     Engine::new(model, &options, &mut |_, _| {}).unwrap()
 }
 

@@ -198,8 +198,10 @@ fn generated_tokens_have_the_same_bits_beside_others() {
         let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
         let tokens = &tokens[..tokens.len().min(12)];
         // The logits of the first sequence at each step; the others have the same tokens in another order.
-        let first_of = |sequences: usize| -> Vec<Vec<u32>> {
-            let mut engine = engine(&model, GPU, 16, sequences);
+        let first_of_with = |sequences: usize, deterministic: bool| -> Vec<Vec<u32>> {
+            let options =
+                EngineOptions { device: GPU, sequences, deterministic, ..EngineOptions::default() };
+            let mut engine = Engine::new(&model, &options, &mut |_, _| {}).unwrap();
             let mut held: Vec<_> =
                 (0..sequences).map(|_| engine.hold(tokens.len()).unwrap()).collect();
             let mut steps = Vec::new();
@@ -213,10 +215,22 @@ fn generated_tokens_have_the_same_bits_beside_others() {
             }
             steps
         };
+        let first_of = |sequences| first_of_with(sequences, true);
         let alone = first_of(1);
         assert_eq!(first_of(1), alone, "{} again", case.name);
+        assert_eq!(first_of_with(8, false), alone, "{} of 8", case.name);
         for sequences in [2, 3, 8, 9] {
             assert_eq!(first_of(sequences), alone, "{} of {sequences}", case.name);
+        }
+        // With more than eight there is a faster way, which has the bits of prompts.
+        let wide = first_of_with(9, false);
+        assert_eq!(first_of_with(9, false), wide, "{} again", case.name);
+        assert_eq!(first_of_with(20, false), wide, "{} of 20", case.name);
+        for (step, (wide, alone)) in wide.iter().zip(&alone).enumerate() {
+            let numbers =
+                |bits: &[u32]| -> Vec<f32> { bits.iter().map(|b| f32::from_bits(*b)).collect() };
+            let distance = relative_l2(&numbers(wide), &numbers(alone));
+            assert!(distance < TOLERANCE, "{} step {step}: {distance:.2e}", case.name);
         }
     }
 }

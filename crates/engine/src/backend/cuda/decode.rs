@@ -32,7 +32,7 @@ impl Cuda {
         batch: &Batch,
         s: &mut Scratch<Cuda>,
     ) -> bool {
-        if batch.rows() != batch.generated || batch.wants_hidden {
+        if batch.rows() != batch.generated || batch.wants_hidden || self.is_large {
             return false;
         }
         self.embed(
