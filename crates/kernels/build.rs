@@ -4,7 +4,7 @@
 //! puts it. Without it the build succeeds and the program runs on the CPU, unless `OXGPT_CUDA=required`; with
 //! `OXGPT_CUDA=off` it is not looked for. `OXGPT_CUDA_ARCHS` narrows the list of architectures (`90a`, or `80,90a`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::env;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -85,12 +85,13 @@ fn compile(nvcc: &Path, out: &Path) -> String {
         flags.push(format!("-gencode=arch=compute_{plain},code=compute_{plain}"));
     }
 
-    let mut sources: Vec<PathBuf> = fs::read_dir("cuda")
+    let mut files: Vec<PathBuf> = fs::read_dir("cuda")
         .expect("the package has a folder cuda")
         .map(|entry| entry.expect("the folder can be read").path())
-        .filter(|file| file.extension().is_some_and(|e| e == "cu"))
         .collect();
-    sources.sort();
+    files.sort();
+    let sources: Vec<&PathBuf> =
+        files.iter().filter(|file| file.extension().is_some_and(|e| e == "cu")).collect();
     let name = |source: &Path| source.file_stem().expect("a file").to_string_lossy().into_owned();
 
     // The largest first, so that the last ones to finish are short.
@@ -103,7 +104,7 @@ fn compile(nvcc: &Path, out: &Path) -> String {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = next() {
-                    compile_file(nvcc, &flags, &source, out, &name(&source));
+                    compile_file(nvcc, &flags, source, out, &name(source));
                 }
             });
         }
@@ -122,23 +123,26 @@ fn compile(nvcc: &Path, out: &Path) -> String {
     )
 }
 
-/// Reads a file and all of ours that it includes.
-fn read_with_includes(file: &Path, texts: &mut BTreeMap<PathBuf, String>) {
-    if texts.contains_key(file) {
+/// Adds a file to `seen` and, before it, the headers of ours that it includes.
+fn with_headers(file: &Path, seen: &mut Vec<(PathBuf, String)>) {
+    if seen.iter().any(|(known, _)| known == file) {
         return;
     }
     let text = fs::read_to_string(file).expect("sources can be read");
-    let included = text.lines().filter_map(|line| line.strip_prefix("#include \""));
-    let names: Vec<PathBuf> =
-        included.map(|rest| file.with_file_name(rest.trim_end_matches('"'))).collect();
-    texts.insert(file.to_path_buf(), text);
-    names.iter().for_each(|name| read_with_includes(name, texts));
+    for line in text.lines() {
+        if let Some(header) =
+            line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'))
+        {
+            with_headers(&file.with_file_name(header), seen);
+        }
+    }
+    seen.push((file.to_path_buf(), text));
 }
 
 /// Compiles one file, if it or what it was compiled with has changed.
 fn compile_file(nvcc: &Path, flags: &[String], source: &Path, out: &Path, name: &str) {
-    let mut texts = BTreeMap::new();
-    read_with_includes(source, &mut texts);
+    let mut texts = Vec::new();
+    with_headers(source, &mut texts);
     let mut hasher = DefaultHasher::new();
     (nvcc, flags, texts).hash(&mut hasher);
     let hash = hasher.finish().to_string();

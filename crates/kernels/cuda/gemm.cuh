@@ -7,7 +7,8 @@
 // A block computes 128 outputs of up to 256 tokens: two groups of four warps have 64 outputs each. Along K both walk in steps of 16
 // from start to end, so an output has the same bits whatever the other tokens are.
 //
-// Grid: (ceil(rows / 128), tiles of up to tile_tokens tokens), blocks of 256 threads, stages * 32 KiB + 1 KiB of shared memory.
+// Grid: (ceil(rows / 128), tiles of up to tile_tokens tokens), blocks of 256 threads, stages * 32 KiB + 1 KiB of shared memory. Where
+// no tile has more than 64 tokens, gemm_*_64 takes a fourth of that, and two blocks share a multiprocessor.
 #pragma once
 #include "halves.cuh"
 #include "params.cuh"
@@ -18,7 +19,7 @@ namespace oxgpt {
 constexpr int GEMM_OUTPUTS = 128, GEMM_TOKENS = TILE_SLOTS;
 // K of a stage of the ring, and the bytes of one of its rows.
 constexpr int GEMM_K = 64, GEMM_ROW = 128;
-constexpr int GEMM_STAGE = GEMM_TOKENS * GEMM_ROW, GEMM_MOST_STAGES = 6;
+constexpr int GEMM_FEW_TOKENS = 64, GEMM_MOST_STAGES = 6;
 constexpr int GEMM_THREADS = 256;
 
 struct GemmTile {
@@ -26,8 +27,9 @@ struct GemmTile {
     int first, tokens;
 };
 
-// The products of one warp: 16 outputs, of N tokens.
-template <int TYPE, int N> struct GemmWarp {
+// The products of one warp: 16 outputs, of N tokens. ROOM: tokens that a stage has room for.
+template <int TYPE, int N, int ROOM> struct GemmWarp {
+    static constexpr int STAGE = ROOM * GEMM_ROW;
     using H = HalvesOf<TYPE>;
     // How many groups of weights are on their way: few tokens take less time, and leave more registers. None, where the weights of
     // one take too many.
@@ -133,7 +135,7 @@ template <int TYPE, int N> struct GemmWarp {
         const uint8_t* from = (const uint8_t*)p.tokens16 + ((int64_t)step * p.places + tile.first) * GEMM_ROW;
         uint32_t bytes = (tile.tokens + 7) / 8 * 8 * GEMM_ROW;
         barrier_arrive_expecting(full + 8 * stage, bytes);
-        copy_bulk(ring + stage * GEMM_STAGE, from, bytes, full + 8 * stage);
+        copy_bulk(ring + stage * STAGE, from, bytes, full + 8 * stage);
     }
     __device__ void start_ring(int steps) {
         if (threadIdx.x == 0) {
@@ -152,7 +154,7 @@ template <int TYPE, int N> struct GemmWarp {
     __device__ uint32_t wait_for(int step, int) {
         int stage = step % stages;
         barrier_wait(full + 8 * stage, step / stages & 1);
-        return ring + stage * GEMM_STAGE;
+        return ring + stage * STAGE;
     }
     // Waits until no more than PENDING products of stages are under way, and gives back the stage of a step before those.
     template <int PENDING> __device__ void release(int step) {
@@ -172,7 +174,7 @@ template <int TYPE, int N> struct GemmWarp {
     __device__ void copy(int step, int steps) {
         if (step < steps) {
             const uint8_t* from = (const uint8_t*)p.tokens16 + ((int64_t)step * p.places + tile.first) * GEMM_ROW;
-            uint32_t to = ring + step % stages * GEMM_STAGE;
+            uint32_t to = ring + step % stages * STAGE;
             for (int i = threadIdx.x; i < (tile.tokens + 7) / 8 * 64; i += GEMM_THREADS) copy_16(to + 16 * i, from + 16 * i, true);
         }
         copy_commit();
@@ -186,7 +188,7 @@ template <int TYPE, int N> struct GemmWarp {
         else copy_wait<1>();
         __syncthreads();
         copy(step + stages - 1, steps);
-        return ring + step % stages * GEMM_STAGE;
+        return ring + step % stages * STAGE;
     }
     __device__ void fill(int, int) {}
     template <int> __device__ void release(int) {}
@@ -250,7 +252,8 @@ template <int TYPE, int N> struct GemmWarp {
     }
 };
 
-template <int TYPE> __device__ __forceinline__ void gemm(const GemmParams& p) {
+// FEW: no tile has more than 64 tokens.
+template <int TYPE, bool FEW> __device__ __forceinline__ void gemm(const GemmParams& p) {
     using H = HalvesOf<TYPE>;
     extern __shared__ uint8_t shared[];
     __shared__ uint64_t barriers[2 * GEMM_MOST_STAGES];
@@ -279,18 +282,23 @@ template <int TYPE> __device__ __forceinline__ void gemm(const GemmParams& p) {
         int exponent = min(max(H::TOP - 1 - exponent_of(__uint_as_float(*p.largest)), -126), 126);
         factor = power_of_two(exponent), unfactor = power_of_two(-exponent);
     }
-    if (tile.tokens > 128) {
-        GemmWarp<TYPE, 256>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
+    if constexpr (FEW) {
+        GemmWarp<TYPE, 64, GEMM_FEW_TOKENS>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
+    } else if (tile.tokens > 128) {
+        GemmWarp<TYPE, 256, GEMM_TOKENS>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
     } else if (tile.tokens > 64) {
-        GemmWarp<TYPE, 128>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
+        GemmWarp<TYPE, 128, GEMM_TOKENS>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
     } else {
-        GemmWarp<TYPE, 64>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
+        GemmWarp<TYPE, 64, GEMM_TOKENS>(p, tile, scales, places, ring, full, empty).run(factor, unfactor);
     }
 }
 
 }  // namespace oxgpt
 
-#define OXGPT_GEMM(name, TYPE)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(256, 1) gemm_##name(const __grid_constant__ oxgpt::GemmParams p) {        \
-        oxgpt::gemm<oxgpt::TYPE>(p);                                                                                       \
+#define OXGPT_GEMM(name, TYPE)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, 1) gemm_##name(const __grid_constant__ oxgpt::GemmParams p) {         \
+        oxgpt::gemm<oxgpt::TYPE, false>(p);                                                                                 \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2) gemm_##name##_64(const __grid_constant__ oxgpt::GemmParams p) {    \
+        oxgpt::gemm<oxgpt::TYPE, true>(p);                                                                                  \
     }

@@ -14,12 +14,15 @@ use crate::product::Place;
 use crate::weights::{Matrix, kernel_names};
 
 const KERNELS: [&str; 16] = kernel_names!("gemm_", "");
+/// For up to [`FEW_TOKENS`] tokens in each tile.
+const KERNELS_FEW: [&str; 16] = kernel_names!("gemm_", "_64");
 
 /// Outputs and tokens of a block of the kernels.
 const OUTPUTS: usize = 128;
 const TOKENS: usize = 256;
-/// Bytes of a stage of a block's ring of tokens, what aligns the ring, and the most stages that are of use.
-const STAGE_BYTES: usize = TOKENS * 128;
+const FEW_TOKENS: usize = 64;
+/// Bytes that a token has in a stage of a block's ring, what aligns the ring, and the most stages that are of use.
+const TOKEN_BYTES: usize = 128;
 const RING_ALIGNMENT: usize = 1024;
 const MOST_STAGES: usize = 6;
 /// Shared memory that a block has beside the ring.
@@ -60,16 +63,25 @@ fn params(
         places: x.places as i32,
         out_stride: place.stride as i32,
         accumulate: 0,
-        stages: (ring / STAGE_BYTES).min(MOST_STAGES) as i32,
+        stages: (ring / (TOKENS * TOKEN_BYTES)).min(MOST_STAGES) as i32,
         tile_tokens: TOKENS as i32,
         unused: 0,
     }
 }
 
-fn launch(gpu: &Gpu, weight: &Matrix, tiles: usize, params: &GemmParams) -> Result<(), CudaError> {
-    let shared = params.stages as usize * STAGE_BYTES + RING_ALIGNMENT;
+/// Launches for tiles of at most `most` tokens.
+fn launch(
+    gpu: &Gpu,
+    weight: &Matrix,
+    tiles: usize,
+    most: usize,
+    params: &GemmParams,
+) -> Result<(), CudaError> {
+    let (kernels, tokens) =
+        if most <= FEW_TOKENS { (&KERNELS_FEW, FEW_TOKENS) } else { (&KERNELS, TOKENS) };
+    let shared = params.stages as usize * tokens * TOKEN_BYTES + RING_ALIGNMENT;
     let grid = [(params.rows as usize).div_ceil(OUTPUTS), tiles, 1];
-    gpu.launch(KERNELS[weight.kind() as usize], grid, 256, shared, params)
+    gpu.launch(kernels[weight.kind() as usize], grid, 256, shared, params)
 }
 
 /// How many tokens a block should take of `tokens` that meet the same weights.
@@ -105,7 +117,7 @@ pub fn gemm(
     params.accumulate = accumulate.into();
     let tile = tile_tokens(gpu, weight.rows(), tokens);
     params.tile_tokens = tile as i32;
-    launch(gpu, weight, tokens.div_ceil(tile), &params)
+    launch(gpu, weight, tokens.div_ceil(tile), tokens.min(tile), &params)
 }
 
 /// Slots by expert, as [`sort_slots`] wrote them.
@@ -195,7 +207,7 @@ pub fn gemm_sorted(
     bias: Option<&Buf<f32>>,
     sorted: Sorted<'_>,
 ) -> Result<(), CudaError> {
-    let Sorted { words, rows: (_, end), top_k, experts } = sorted;
+    let Sorted { words, rows: (first, end), top_k, experts } = sorted;
     assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
     assert!(x.rows == sorted.rows && x.places == sorted.places(), "other rows were packed");
     let (outputs, tiles) = (weight.rows() / experts, max_tiles(sorted.slots(), experts));
@@ -205,5 +217,6 @@ pub fn gemm_sorted(
     params.rows = outputs as i32;
     params.order = words.address();
     params.tiles = words.address() + 4 * x.places as u64;
-    launch(gpu, weight, tiles, &params)
+    // No row chooses an expert twice.
+    launch(gpu, weight, tiles, (end - first).min(TOKENS), &params)
 }

@@ -40,6 +40,9 @@ use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
 /// weight is read and unpacked once for all of them, not once for each eight.
 const MOST_EXACT_ROWS: usize = 8;
 
+/// Of that many rows, so few outputs are computed sooner without tensor cores.
+const FEW_OUTPUTS: usize = 256;
+
 /// How keys and values are stored.
 const KV_ELEMENT: KvElement = KvElement::F16;
 
@@ -191,20 +194,23 @@ impl Cuda {
         linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
         accumulate: bool,
     ) {
-        let Cuda { gpu, failure, packed, generated, .. } = self;
+        let Cuda { gpu, failure, packed, generated, is_large, .. } = self;
         attempt(failure, || {
             let (stride, exact) = (out.width, (*generated).min(x.rows));
             let (out, data) = (present_mut(&mut out.data), present(&x.data));
-            let mut start = 0;
+            let (mut start, mut is_packed) = (0, false);
             for linear in linears {
                 let (weight, bias) = weight_and_bias(linear);
                 let place = Place { start, stride };
+                // A router has no work for more than a block on the tensor cores.
+                let exact = if *is_large && weight.rows() <= FEW_OUTPUTS { x.rows } else { exact };
                 if exact > 0 {
                     oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
                 }
                 if x.rows > exact {
-                    if start == 0 || !packed.suits(weight) {
+                    if !is_packed || !packed.suits(weight) {
                         packed.rows(gpu, data, weight, (exact, x.rows))?;
+                        is_packed = true;
                     }
                     oxgpt_kernels::gemm(gpu, out, place, packed, weight, bias, accumulate)?;
                 }
