@@ -72,7 +72,7 @@ pub struct BenchArgs {
     /// CPU threads [default: the physical cores]
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
-    /// Use only paths whose results do not depend on what else runs: slower with many sequences on a GPU
+    /// Let no result depend on what else runs: slower with many sequences on a GPU
     #[arg(long)]
     pub deterministic: bool,
     /// Print one JSON object
