@@ -40,8 +40,8 @@ use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
 /// weight is read and unpacked once for all of them, not once for each eight.
 const MOST_EXACT_ROWS: usize = 8;
 
-/// Of that many rows, so few outputs are computed sooner without tensor cores.
-const FEW_OUTPUTS: usize = 256;
+/// So few outputs of 64 rows are computed sooner without tensor cores, where they would keep four multiprocessors busy.
+const FEW_OUTPUTS: usize = 512;
 
 /// How keys and values are stored.
 const KV_ELEMENT: KvElement = KvElement::F16;
@@ -202,7 +202,7 @@ impl Cuda {
             for linear in linears {
                 let (weight, bias) = weight_and_bias(linear);
                 let place = Place { start, stride };
-                // A router has no work for more than a block on the tensor cores.
+                // Routers, and keys and values of few heads.
                 let exact = if *is_large && weight.rows() <= FEW_OUTPUTS { x.rows } else { exact };
                 if exact > 0 {
                     oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
