@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use oxgpt_engine::backend::cpu::simd::Isa;
 use oxgpt_engine::backend::cuda;
-use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan};
+use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan, PrefixSharing};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
@@ -115,7 +115,7 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
         threads: engine.threads,
         memory_limit: args.memory_limit,
         chunk: device.chunk(),
-        sharing: device.sharing(),
+        sharing: if engine.deterministic { device.sharing() } else { PrefixSharing::All },
         deterministic: engine.deterministic,
         ..EngineOptions::default()
     })
