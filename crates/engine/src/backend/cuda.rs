@@ -9,6 +9,7 @@ mod decode;
 mod device;
 mod passes;
 mod plan;
+mod products;
 mod routes;
 mod terms;
 
@@ -28,20 +29,13 @@ use crate::sampler::{Pick, Picked};
 use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
-    Arena, Buf, Chooser, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed, Place,
+    Arena, Buf, Chooser, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed,
     Positions, Routing, Uploader,
 };
 use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
 use routes::RoutesMemory;
 use std::ops::Range;
 use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
-
-/// More generated tokens than these, each of a sequence of its own, are multiplied on the tensor cores, as prompts are: then every
-/// weight is read and unpacked once for all of them, not once for each eight.
-const MOST_EXACT_ROWS: usize = 8;
-
-/// So few outputs of 64 rows are computed sooner without tensor cores, where they would keep four multiprocessors busy.
-const FEW_OUTPUTS: usize = 512;
 
 /// How keys and values are stored.
 const KV_ELEMENT: KvElement = KvElement::F16;
@@ -67,10 +61,10 @@ pub struct Cuda {
     routing: Option<(Routing, usize)>,
     /// The most generated tokens whose products are exact.
     most_exact: usize,
-    /// Rows whose products are exact: those of [`Batch::generated`], unless they are too many.
+    /// See [`Batch::generated`].
     generated: usize,
-    /// Whether they are.
-    is_large: bool,
+    /// The first rows, whose products are exact: those that were generated, unless they are too many.
+    exact: usize,
     passes: Passes,
     recording: Option<PassShape>,
 }
@@ -177,47 +171,12 @@ impl Cuda {
             partials,
             packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
-            most_exact: if deterministic { usize::MAX } else { MOST_EXACT_ROWS },
+            most_exact: if deterministic { usize::MAX } else { products::MOST_EXACT_ROWS },
             generated: 0,
-            is_large: false,
+            exact: 0,
             passes: Passes::default(),
             recording: None,
         })
-    }
-
-    /// `out = x * weight.transposed() + bias` for each of `linears`, one beside another, or added to `out`. The first `exact` rows
-    /// in f32, the others on the tensor cores.
-    fn products(
-        &mut self,
-        out: &mut Buffer,
-        x: &Buffer,
-        linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
-        accumulate: bool,
-    ) {
-        let Cuda { gpu, failure, packed, generated, is_large, .. } = self;
-        attempt(failure, || {
-            let (stride, exact) = (out.width, (*generated).min(x.rows));
-            let (out, data) = (present_mut(&mut out.data), present(&x.data));
-            let (mut start, mut is_packed) = (0, false);
-            for linear in linears {
-                let (weight, bias) = weight_and_bias(linear);
-                let place = Place { start, stride };
-                // Routers, and keys and values of few heads.
-                let exact = if *is_large && weight.rows() <= FEW_OUTPUTS { x.rows } else { exact };
-                if exact > 0 {
-                    oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
-                }
-                if x.rows > exact {
-                    if !is_packed || !packed.suits(weight) {
-                        packed.rows(gpu, data, weight, (exact, x.rows))?;
-                        is_packed = true;
-                    }
-                    oxgpt_kernels::gemm(gpu, out, place, packed, weight, bias, accumulate)?;
-                }
-                start += weight.rows();
-            }
-            Ok(())
-        });
     }
 }
 
@@ -252,7 +211,7 @@ impl Backend for Cuda {
     fn routes(&mut self, rows: usize, chosen: usize) -> Routes {
         let none = Routing { experts: 0, top_k: 0, softmax_before: false, renormalize: false };
         let Some((routing, hidden)) = self.routing else {
-            return Routes { rows: 0, generated: 0, routing: none, memory: None };
+            return Routes { rows: 0, exact: 0, routing: none, memory: None };
         };
         debug_assert!(chosen <= routing.top_k);
         let slots = rows * routing.top_k;
@@ -266,7 +225,7 @@ impl Backend for Cuda {
                 returned: arena.buffer(slots * hidden)?,
             })
         });
-        Routes { rows: 0, generated: 0, routing, memory }
+        Routes { rows: 0, exact: 0, routing, memory }
     }
 
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Option<KvPool> {
@@ -289,8 +248,8 @@ impl Backend for Cuda {
     }
 
     fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {
-        self.is_large = batch.generated > self.most_exact;
-        self.generated = if self.is_large { 0 } else { batch.generated };
+        self.generated = batch.generated;
+        self.exact = if batch.generated > self.most_exact { 0 } else { batch.generated };
         let Cuda { batch: device_batch, failure, passes, gpu, recording, chooser, .. } = self;
         let written = attempt(failure, || device_batch.write(batch, gpu, chooser));
         let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
@@ -403,17 +362,7 @@ impl Backend for Cuda {
     fn project(&mut self, out: &mut Buffer, x: &Buffer, weight: &Option<Matrix>) {
         let stride = weight.as_ref().map_or(0, Matrix::rows);
         out.set(x.rows, stride);
-        let Cuda { gpu, failure, packed, is_large, .. } = self;
-        attempt(failure, || {
-            let (out, data) = (present_mut(&mut out.data), present(&x.data));
-            let place = Place { start: 0, stride };
-            if *is_large && x.rows > MOST_EXACT_ROWS {
-                packed.rows(gpu, data, present(weight), (0, x.rows))?;
-                return oxgpt_kernels::gemm(gpu, out, place, packed, present(weight), None, false);
-            }
-            // Logits are what is compared, and their rows are few: all in f32.
-            oxgpt_kernels::product(gpu, out, place, data, present(weight), None, x.rows, false)
-        });
+        self.logits(out, x, weight);
     }
 
     fn add(&mut self, out: &mut Buffer, x: &Buffer) {
@@ -537,7 +486,7 @@ impl Backend for Cuda {
 
     fn route(&mut self, routes: &mut Routes, router: &Buffer, choice: Choice) {
         routes.rows = router.rows;
-        routes.generated = self.generated.min(router.rows);
+        routes.exact = self.exact.min(router.rows);
         routes.routing = Routing {
             experts: router.width,
             top_k: choice.count,
@@ -546,15 +495,15 @@ impl Backend for Cuda {
         };
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
-            let Routes { rows, generated, routing, .. } = *routes;
+            let Routes { rows, exact, routing, .. } = *routes;
             let RoutesMemory { experts, weights, groups, sorted, .. } =
                 present_mut(&mut routes.memory);
             oxgpt_kernels::route(gpu, experts, weights, present(&router.data), rows, routing)?;
-            if generated > 0 {
-                oxgpt_kernels::group_slots(gpu, groups, experts, generated, routing)?;
+            if exact > 0 {
+                oxgpt_kernels::group_slots(gpu, groups, experts, exact, routing)?;
             }
-            if rows > generated {
-                oxgpt_kernels::sort_slots(gpu, sorted, experts, (generated, rows), routing)?;
+            if rows > exact {
+                oxgpt_kernels::sort_slots(gpu, sorted, experts, (exact, rows), routing)?;
             }
             Ok(())
         });

@@ -32,7 +32,7 @@ impl Cuda {
         batch: &Batch,
         s: &mut Scratch<Cuda>,
     ) -> bool {
-        if batch.rows() != batch.generated || batch.wants_hidden || self.is_large {
+        if batch.rows() != self.exact || batch.wants_hidden {
             return false;
         }
         self.embed(

@@ -6,8 +6,8 @@ use oxgpt_kernels::{Buf, CudaError, Gpu, Grouped, Matrix, Packed, Place, Routing
 /// The experts of each row, their weights, and what the products with them need.
 pub struct Routes {
     pub(super) rows: usize,
-    /// The first of them, which were generated.
-    pub(super) generated: usize,
+    /// The first of them, whose products are exact.
+    pub(super) exact: usize,
     pub(super) routing: Routing,
     pub(super) memory: Option<RoutesMemory>,
 }
@@ -15,9 +15,9 @@ pub struct Routes {
 pub(super) struct RoutesMemory {
     pub experts: Buf<i32>,
     pub weights: Buf<f32>,
-    /// Of the rows that were generated.
+    /// Of the rows whose products are exact.
     pub groups: Buf<i32>,
-    /// Of the rows of prompts.
+    /// Of the others.
     pub sorted: Buf<i32>,
     /// What comes back from the experts, (rows * chosen, hidden).
     pub returned: Buf<f32>,
@@ -25,7 +25,7 @@ pub(super) struct RoutesMemory {
 
 impl Routes {
     /// The product of each slot with its expert for each of `weights`, one beside another in rows of `stride`: of the rows that
-    /// were generated in f32, of the others on the tensor cores. `x` has a row for each row, or for each slot with `by_slot`.
+    /// are exact in f32, of the others on the tensor cores. `x` has a row for each row, or for each slot with `by_slot`.
     #[expect(clippy::too_many_arguments, reason = "what products depend on")]
     pub(super) fn products<'a>(
         &self,
@@ -37,17 +37,17 @@ impl Routes {
         weights: impl Iterator<Item = (&'a Matrix, Option<&'a Buf<f32>>)>,
         by_slot: bool,
     ) -> Result<(), CudaError> {
-        let Routes { rows, generated, routing: Routing { experts, top_k, .. }, .. } = *self;
+        let Routes { rows, exact, routing: Routing { experts, top_k, .. }, .. } = *self;
         let RoutesMemory { groups, sorted, .. } = present(&self.memory);
-        let sorted = Sorted { words: sorted, rows: (generated, rows), top_k, experts };
+        let sorted = Sorted { words: sorted, rows: (exact, rows), top_k, experts };
         let mut start = 0;
         for (weight, bias) in weights {
             let place = Place { start, stride };
-            if generated > 0 {
-                let grouped = Grouped { groups, rows: generated, top_k, experts };
+            if exact > 0 {
+                let grouped = Grouped { groups, rows: exact, top_k, experts };
                 oxgpt_kernels::product_grouped(gpu, out, place, x, weight, bias, grouped, by_slot)?;
             }
-            if rows > generated {
+            if rows > exact {
                 if start == 0 || !packed.suits(weight) {
                     packed.slots(gpu, x, weight, sorted, by_slot)?;
                 }
