@@ -3,6 +3,9 @@
 //! nvcc is looked for in `OXGPT_NVCC` (the program), `CUDA_HOME`, `PATH`, `/usr/local/cuda` and where `tools/install-nvcc`
 //! puts it. Without it the build succeeds and the program runs on the CPU, unless `OXGPT_CUDA=required`; with
 //! `OXGPT_CUDA=off` it is not looked for. `OXGPT_CUDA_ARCHS` narrows the list of architectures (`90a`, or `80,90a`).
+//!
+//! Cargo runs this once for each profile and set of features, with a folder of its own each time. What nvcc made is therefore kept
+//! beside those folders, or in `OXGPT_KERNEL_CACHE`, under a hash of all that it was made from.
 
 use std::collections::VecDeque;
 use std::env;
@@ -18,7 +21,9 @@ const ARCHITECTURES: &str = "80,86,89,90a,100,120";
 
 fn main() {
     println!("cargo::rerun-if-changed=cuda");
-    for variable in ["OXGPT_NVCC", "OXGPT_CUDA", "OXGPT_CUDA_ARCHS", "CUDA_HOME", "PATH"] {
+    for variable in
+        ["OXGPT_NVCC", "OXGPT_CUDA", "OXGPT_CUDA_ARCHS", "OXGPT_KERNEL_CACHE", "CUDA_HOME", "PATH"]
+    {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -74,7 +79,8 @@ fn find_nvcc() -> Result<PathBuf, String> {
 
 /// Compiles all files, and returns the source that embeds them.
 fn compile(nvcc: &Path, out: &Path) -> String {
-    let (major, minor) = version(nvcc);
+    let version_text = output(nvcc, "--version");
+    let (major, minor) = version(nvcc, &version_text);
     let architectures = architectures(nvcc);
     let mut flags: Vec<String> =
         ["-O3", "-std=c++17", "--fatbin", "--compress-mode=size"].map(String::from).into();
@@ -99,12 +105,15 @@ fn compile(nvcc: &Path, out: &Path) -> String {
     largest_first.sort_by_key(|source| !name(source).starts_with("matvec"));
     let queue = Mutex::new(VecDeque::from(largest_first));
     let next = || queue.lock().expect("no thread panics while it takes a file").pop_front();
+    let compiler = Compiler { nvcc, version: &version_text, flags: &flags, cache: &cache(out) };
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(source) = next() {
-                    compile_file(nvcc, &flags, source, out, &name(source));
+                    let image = compiler.image(source, &name(source), out);
+                    let path = out.join(name(source)).with_extension("fatbin");
+                    fs::write(path, image).expect("OUT_DIR can be written");
                 }
             });
         }
@@ -139,38 +148,94 @@ fn with_headers(file: &Path, seen: &mut Vec<(PathBuf, String)>) {
     seen.push((file.to_path_buf(), text));
 }
 
-/// Compiles one file, if it or what it was compiled with has changed.
-fn compile_file(nvcc: &Path, flags: &[String], source: &Path, out: &Path, name: &str) {
-    let mut texts = Vec::new();
-    with_headers(source, &mut texts);
-    let mut hasher = DefaultHasher::new();
-    (nvcc, flags, texts).hash(&mut hasher);
-    let hash = hasher.finish().to_string();
-    let (image, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.hash")));
-    if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|known| known == hash) {
-        return;
+/// Where images are kept that others may use too: the folder that was asked for, or one in cargo's target directory.
+fn cache(out: &Path) -> PathBuf {
+    if let Some(asked) = env::var_os("OXGPT_KERNEL_CACHE").filter(|asked| !asked.is_empty()) {
+        let asked = PathBuf::from(asked);
+        return match asked.is_absolute() {
+            true => asked,
+            false => fail(&format!(
+                "OXGPT_KERNEL_CACHE is {}, expected an absolute path",
+                asked.display()
+            )),
+        };
     }
-    let result = Command::new(nvcc).args(flags).arg("-o").arg(&image).arg(source).output();
-    match result {
-        Ok(output) if output.status.success() => {
-            fs::write(stamp, hash).expect("OUT_DIR can be written");
+    // Cargo marks the target directory with this file.
+    let target = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    target.unwrap_or(out).join("oxgpt-kernels")
+}
+
+/// Makes images of files, unless they are in the cache.
+struct Compiler<'a> {
+    nvcc: &'a Path,
+    version: &'a str,
+    flags: &'a [String],
+    cache: &'a Path,
+}
+
+impl Compiler<'_> {
+    /// What nvcc makes of `source`. `out` is room for files on the way.
+    fn image(&self, source: &Path, name: &str, out: &Path) -> Vec<u8> {
+        let mut texts = Vec::new();
+        with_headers(source, &mut texts);
+        let key = hash(&(self.version, self.flags, texts));
+        let kept = self.cache.join(format!("{name}-{key:016x}"));
+        if let Some(image) = fs::read(&kept).ok().and_then(unsealed) {
+            return image;
         }
-        Ok(output) => {
-            // One directive for each line: cargo reads no further than the end of a line.
-            for text in [output.stderr, output.stdout] {
-                for line in String::from_utf8_lossy(&text).lines() {
-                    println!("cargo::warning={line}");
-                }
+        let image = self.compile(source, &out.join(name).with_extension("compiled"));
+        if let Err(error) = self.keep(&image, &kept) {
+            println!("cargo::warning={} could not be written: {error}", kept.display());
+        }
+        image
+    }
+
+    fn compile(&self, source: &Path, to: &Path) -> Vec<u8> {
+        let nvcc = self.nvcc;
+        let result = Command::new(nvcc).args(self.flags).arg("-o").arg(to).arg(source).output();
+        match result {
+            Ok(output) if output.status.success() => {
+                let image = fs::read(to).expect("nvcc wrote what it was asked for");
+                fs::remove_file(to).expect("OUT_DIR can be written");
+                image
             }
-            fail(&format!("{} could not compile {}", nvcc.display(), source.display()));
+            Ok(output) => {
+                // One directive for each line: cargo reads no further than the end of a line.
+                for text in [output.stderr, output.stdout] {
+                    for line in String::from_utf8_lossy(&text).lines() {
+                        println!("cargo::warning={line}");
+                    }
+                }
+                fail(&format!("{} could not compile {}", nvcc.display(), source.display()));
+            }
+            Err(error) => fail(&format!("{} could not be started: {error}", nvcc.display())),
         }
-        Err(error) => fail(&format!("{} could not be started: {error}", nvcc.display())),
+    }
+
+    /// Puts an image into the cache in one step, so that other builds, now or later, find the whole of it or nothing.
+    fn keep(&self, image: &[u8], kept: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(self.cache)?;
+        let on_its_way = kept.with_extension(std::process::id().to_string());
+        fs::write(&on_its_way, [image, &hash(&image).to_le_bytes()].concat())?;
+        fs::rename(on_its_way, kept)
     }
 }
 
+/// The image in a file of the cache, unless it is not what was written there.
+fn unsealed(mut file: Vec<u8>) -> Option<Vec<u8>> {
+    let seal = file.split_off(file.len().checked_sub(size_of::<u64>())?);
+    (hash(&file.as_slice()).to_le_bytes() == *seal).then_some(file)
+}
+
+/// The same in every process.
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// The version of nvcc, on which the oldest driver depends that takes what it makes.
-fn version(nvcc: &Path) -> (u32, u32) {
-    let text = output(nvcc, "--version");
+fn version(nvcc: &Path, text: &str) -> (u32, u32) {
     let parsed = text.split_once("release ").and_then(|(_, rest)| {
         let (version, _) = rest.split_once(',')?;
         let (major, minor) = version.split_once('.')?;
