@@ -100,14 +100,19 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Takes over the batch that the next operations are about, up to [`Backend::end`]. Where it says `true`, it knew the whole
-    /// pass and `logits` is what comes of it: the operations and the end are left out.
+    /// Goes through passes that may come, before any does, so that nothing has to be made ready for them later: `pass` runs the
+    /// operations for a batch.
+    fn rehearse(&mut self, _pass: &mut dyn FnMut(&mut Self, &Batch))
+    where
+        Self: Sized,
+    {
+    }
+
+    /// Takes over the batch that the next operations are about. Where it says `true`, it knew the whole pass and `logits` is what
+    /// comes of it: the operations are left out.
     fn begin(&mut self, _batch: &Batch, _logits: &mut Self::Buffer) -> bool {
         false
     }
-
-    /// Ends a pass.
-    fn end(&mut self) {}
 
     /// Computes a whole pass in a way of its own, with the same bits as the operations, and leaves the logits in `scratch`. Where it
     /// says `false`, it has none for this pass and did nothing.

@@ -247,8 +247,8 @@ macro_rules! kernels {
 const KERNELS_F32: Kernels = kernels!("f32");
 const KERNELS_F16: Kernels = kernels!("f16");
 
-/// Parts into which a context that ends at position `last` is cut: what the launches of [`attend`] depend on beside the rows.
-pub fn parts(last: usize) -> usize {
+/// Parts into which a context that ends at position `last` is cut.
+fn parts(last: usize) -> usize {
     last / SPLIT + 1
 }
 
@@ -268,6 +268,22 @@ pub fn partial_elements(
 ) -> usize {
     let rows = rows.min(rows_worth_splitting(multiprocessors, shape));
     rows * shape.heads * context.div_ceil(SPLIT) * (shape.padded_dim() + 2)
+}
+
+/// As [`Positions::last`], a few numbers with which `rows` rows of contexts of up to `context` positions can be launched, ascending:
+/// that the least of them which is no less than their last position serves a batch nearly as well as that position itself. Blocks
+/// that a context has no use for end at once.
+pub fn last_positions(
+    multiprocessors: usize,
+    shape: &AttentionShape,
+    rows: usize,
+    context: usize,
+) -> Vec<usize> {
+    // Two splits are taken by one block.
+    let ends = std::iter::successors(Some(2 * SPLIT), |end| Some(2 * end));
+    let is_split = rows <= rows_worth_splitting(multiprocessors, shape);
+    let ends = ends.take_while(|end| is_split && *end < context);
+    ends.chain([context]).map(|end| end - 1).collect()
 }
 
 /// With more rows than this, there are blocks enough without splits.

@@ -46,6 +46,8 @@ struct Stream {
     stream: sys::CUstream,
     /// See [`Gpu::ready`].
     ready: AtomicBool,
+    /// See [`Gpu::load_only`].
+    loads_only: AtomicBool,
     shared: Arc<Shared>,
 }
 
@@ -196,8 +198,9 @@ impl Gpu {
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes one handle, destroyed when the stream is dropped.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
-        let ready = AtomicBool::new(false);
-        Ok(Gpu { stream: Arc::new(Stream { stream, ready, shared: shared.clone() }), shared })
+        let (ready, loads_only) = (AtomicBool::new(false), AtomicBool::new(false));
+        let stream = Arc::new(Stream { stream, ready, loads_only, shared: shared.clone() });
+        Ok(Gpu { stream, shared })
     }
 
     /// The same device with a stream of its own: what is launched there does not wait for what is launched here, nor is it
@@ -227,6 +230,22 @@ impl Gpu {
             );
             std::process::abort();
         }
+    }
+
+    /// Has every kernel loaded that `work` launches on this stream, and launches none. The driver loads a kernel when it is first
+    /// needed, which takes memory of the device and must not be while launches are recorded.
+    pub fn load_only<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.stream.loads_only.store(true, Ordering::Relaxed);
+        let result = work();
+        self.stream.loads_only.store(false, Ordering::Relaxed);
+        result
+    }
+
+    /// Has a kernel loaded.
+    pub(crate) fn load(&self, name: &'static str) -> Result<(), CudaError> {
+        self.shared.make_current()?;
+        // SAFETY: the function is one of a loaded module.
+        check("cuFuncLoad", unsafe { sys::cuFuncLoad(self.function(name).function) })
     }
 
     /// From now on, launches on this stream are recorded instead of run.
@@ -259,7 +278,11 @@ impl Gpu {
             check("cuGraphDestroy", sys::cuGraphDestroy(graph))?;
             check("cuGraphInstantiate", made)?;
         }
-        Ok(Graph { gpu: self.clone(), executable, _memory: arena.keep() })
+        let graph = Graph { gpu: self.clone(), executable, _memory: arena.keep() };
+        // Or the first launch would take what the device needs of it.
+        // SAFETY: both handles live.
+        check("cuGraphUpload", unsafe { sys::cuGraphUpload(executable, self.stream()) })?;
+        Ok(graph)
     }
 
     /// What the device is.
@@ -405,6 +428,9 @@ impl Gpu {
         self.shared.make_current()?;
         let function = self.function(name);
         function.allow_shared(shared_bytes)?;
+        if self.stream.loads_only.load(Ordering::Relaxed) {
+            return self.load(name);
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0] as u32,
             gridDimY: grid[1] as u32,

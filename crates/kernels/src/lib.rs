@@ -28,7 +28,7 @@ mod weights;
 pub use activate::{Activation, Gated, activate, activate_gated};
 pub use attention::{
     AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, Turn, append,
-    attend, attend_fresh, partial_elements, parts,
+    attend, attend_fresh, last_positions, partial_elements,
 };
 pub use attention_prompt::attend_prompt;
 pub use bandwidth::read_bandwidth;

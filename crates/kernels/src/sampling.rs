@@ -228,6 +228,15 @@ impl Chooser {
         })
     }
 
+    /// Has the kernels loaded that are launched here.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn load(&self, gpu: &Gpu) -> Result<(), CudaError> {
+        let kernels = ["edit_logits", "mask_logits", "choose", "follow_chosen"];
+        kernels.into_iter().try_for_each(|name| gpu.load(name))
+    }
+
     /// Chooses a token for each of `options`, after `edits` and `masks`, which change `logits`: (rows, width). No choice has two
     /// edits of one token, and no row two choices where there are any edits of it. A mask is of a row, bit `t % 32` of word `t / 32`
     /// says whether token `t` may be chosen, and a token beyond the last word may not. [`Chooser::read`] waits for the tokens; twice as

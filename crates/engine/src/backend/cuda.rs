@@ -32,7 +32,7 @@ use oxgpt_kernels::{
     Arena, Buf, Chooser, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed,
     Positions, Routing, Uploader,
 };
-use passes::{Known, MOST_RECORDED_ROWS, PassShape, Passes};
+use passes::{Passes, Rehearsal};
 use routes::RoutesMemory;
 use std::ops::Range;
 use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
@@ -65,8 +65,9 @@ pub struct Cuda {
     generated: usize,
     /// The first rows, whose products are exact: those that were generated, unless they are too many.
     exact: usize,
+    /// Of generated tokens alone, recorded.
     passes: Passes,
-    recording: Option<PassShape>,
+    rehearsal: Option<Rehearsal>,
 }
 
 struct DeviceRope {
@@ -154,6 +155,15 @@ impl Cuda {
                 long_frequencies: long.map(|long| uploader.vector(&mut arena, long)).transpose()?,
             });
         }
+        let shapes = || decoder.layers.iter().map(|layer| kernel_shape(&layer.attention.shape));
+        let multiprocessors = gpu.info().multiprocessors as usize;
+        let passes = Passes::new(plan.sequences, |rows| {
+            let lasts = shapes().map(|shape| {
+                oxgpt_kernels::last_positions(multiprocessors, &shape, rows, plan.context)
+            });
+            // All layers are cut at the same positions, some at more of them.
+            lasts.max_by_key(Vec::len).unwrap_or_default()
+        });
         let batch = DeviceBatch::new(&gpu, &mut arena, &plan.batch)?;
         let partials = arena.buffer(plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
@@ -174,8 +184,8 @@ impl Cuda {
             most_exact: if deterministic { usize::MAX } else { products::MOST_EXACT_ROWS },
             generated: 0,
             exact: 0,
-            passes: Passes::default(),
-            recording: None,
+            passes,
+            rehearsal: None,
         })
     }
 }
@@ -247,43 +257,30 @@ impl Backend for Cuda {
         }
     }
 
+    fn rehearse(&mut self, pass: &mut dyn FnMut(&mut Self, &Batch)) {
+        self.rehearse_passes(pass);
+    }
+
     fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {
         self.generated = batch.generated;
         self.exact = if batch.generated > self.most_exact { 0 } else { batch.generated };
-        let Cuda { batch: device_batch, failure, passes, gpu, recording, chooser, .. } = self;
-        let written = attempt(failure, || device_batch.write(batch, gpu, chooser));
-        let (rows, logit_rows) = (batch.rows(), batch.logit_rows.len());
-        let whole = rows == batch.generated && !batch.wants_hidden;
-        if written.is_none() || !whole || rows > MOST_RECORDED_ROWS {
-            return false;
-        }
-        let shape = PassShape { rows, logit_rows, parts: device_batch.parts() };
-        match passes.look_up(shape) {
-            Known::No => false,
-            Known::Again => {
-                let started = attempt(failure, || gpu.start_recording());
-                *recording = started.map(|()| shape);
-                false
-            }
-            Known::Recorded(graph) => {
-                attempt(failure, || graph.launch());
-                logits.set(logit_rows, logits.width);
-                true
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        let Some(shape) = self.recording.take() else { return };
-        // Also after a failure: the stream must not stay as it is.
-        let recorded = self.gpu.finish_recording(&self.arena);
-        let Cuda { passes, failure, .. } = self;
+        let Cuda { batch: device_batch, failure, passes, gpu, rehearsal, chooser, .. } = self;
+        let rows = batch.rows();
+        let is_plain = rows == batch.generated && !batch.wants_hidden && rehearsal.is_none();
+        let recorded = if is_plain { passes.fitting(batch) } else { None };
+        let rows = recorded.map_or(rows, |(shape, _)| shape.rows);
         attempt(failure, || {
-            let graph = recorded?;
-            graph.launch()?;
-            passes.keep(shape, graph);
-            Ok(())
+            device_batch.write(batch, rows, gpu, chooser)?;
+            if let Some(Rehearsal::Recording { begun }) = rehearsal {
+                gpu.start_recording()?;
+                *begun = true;
+            }
+            recorded.map_or(Ok(()), |(_, graph)| graph.launch())
         });
+        if recorded.is_some() {
+            logits.set(batch.logit_rows.len(), logits.width);
+        }
+        recorded.is_some()
     }
 
     fn pass(

@@ -79,13 +79,17 @@ pub fn load<B: Backend + 'static>(
 ) -> Result<Box<dyn Executor>, EngineError> {
     let mut load = Load { checkpoint: &model.checkpoint, backend: &mut backend, loaded };
     let decoder = model.description.decoder.map(&mut load)?;
-    let kv = decoder
+    let mut kv: Vec<B::Kv> = decoder
         .layers
         .iter()
         .zip(&layout.group_of_layer)
         .map(|(layer, group)| backend.kv(groups[*group].blocks, &layer.attention.shape))
         .collect();
-    let scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
+    let mut scratch = Scratch::new(&mut backend, &decoder, limits.rows, limits.logit_rows);
+    backend.status()?;
+    backend.rehearse(&mut |backend, batch| {
+        forward(backend, &decoder, &layout, &mut kv, batch, &mut scratch);
+    });
     backend.status()?;
     let (gave_hidden, host, chosen) = (false, Vec::new(), VecDeque::new());
     Ok(Box::new(Loaded { backend, decoder, layout, kv, scratch, gave_hidden, host, chosen }))

@@ -122,7 +122,6 @@ pub fn forward<'s, B: Backend>(
         return &s.logits;
     }
     if b.pass(decoder, layout, kv, batch, s) {
-        b.end();
         return &s.logits;
     }
     b.embed(&mut s.residual, &decoder.embedding.tokens, &batch.tokens, decoder.embedding.scale);
@@ -185,14 +184,12 @@ pub fn forward<'s, B: Backend>(
     b.gather(&mut s.wanted, &s.residual, &batch.logit_rows);
     b.norm(&mut s.normed, &s.wanted, &decoder.final_norm);
     if batch.wants_hidden {
-        b.end();
         return &s.normed;
     }
     b.project(&mut s.logits, &s.normed, decoder.head_matrix());
     if let Some(cap) = decoder.head.soft_cap {
         b.soft_cap(&mut s.logits, cap);
     }
-    b.end();
     &s.logits
 }
 

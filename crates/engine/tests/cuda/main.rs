@@ -3,6 +3,7 @@
 //! Without a CUDA driver the tests say so and pass; with `OXGPT_REQUIRE_GPU=1` they fail then. `OXGPT_TESTDATA` names the
 //! test data where it is not in the source tree.
 
+mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod sampling;

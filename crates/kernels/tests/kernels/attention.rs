@@ -211,11 +211,13 @@ impl Case {
                 append(gpu, &mut other, &qkv, at, shape).unwrap();
             }
             if wanted {
+                // Launches for longer contexts than there are must not change a bit.
+                let longer = Positions { last: 3 * last + 700, ..at };
                 let partials = partial_elements(
                     gpu.info().multiprocessors as usize,
                     shape,
                     rows.len(),
-                    last + 1,
+                    longer.last + 1,
                 );
                 let mut partials = Buf::new(gpu, partials).unwrap();
                 partials.fill_bytes(0xFF).unwrap();
@@ -233,10 +235,14 @@ impl Case {
                         interleaved: *interleaved,
                     });
                     let (qkv, sinks, partials) = (&as_computed, sinks.as_ref(), &mut partials);
-                    let at_once = run(gpu, len, None, |out| {
-                        attend_fresh(gpu, out, qkv, &mut other, at, shape, sinks, partials, turn)
-                    });
-                    assert_eq!(bits(&at_once), bits(&result), "all at once");
+                    for at in [at, longer] {
+                        let at_once = run(gpu, len, None, |out| {
+                            attend_fresh(
+                                gpu, out, qkv, &mut other, at, shape, sinks, partials, turn,
+                            )
+                        });
+                        assert_eq!(bits(&at_once), bits(&result), "all at once to {}", at.last);
+                    }
                 }
             }
         }

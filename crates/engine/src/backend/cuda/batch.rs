@@ -78,15 +78,35 @@ impl DeviceBatch {
         })
     }
 
-    /// Copies a batch to the device while the host goes on. Tokens that are not known yet come from `chooser`.
-    pub fn write(&mut self, batch: &Batch, gpu: &Gpu, chooser: &Chooser) -> Result<(), CudaError> {
-        let rows = batch.rows().max(batch.logit_rows.len());
+    /// KV groups.
+    pub fn groups(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Rows that there is room for.
+    pub fn rows(&self) -> usize {
+        self.tables.first().map_or(self.array_len, |(offsets, _)| offsets.len() - 1)
+    }
+
+    /// Copies a batch to the device while the host goes on. Tokens that are not known yet come from `chooser`. Beyond those that it
+    /// has, the first `rows` rows repeat the one of the shortest context: they cost least, and store once more what that one does.
+    pub fn write(
+        &mut self,
+        batch: &Batch,
+        rows: usize,
+        gpu: &Gpu,
+        chooser: &Chooser,
+    ) -> Result<(), CudaError> {
+        let rows = rows.max(batch.logit_rows.len());
+        let repeated = (0..batch.rows()).min_by_key(|row| batch.positions[*row]).unwrap_or(0);
         let host = &mut self.host;
         host.clear();
+        // Appends an array whose further elements are that of the row that is repeated.
         let mut append = |values: &mut dyn Iterator<Item = u32>| {
-            let end = host.len() + rows;
+            let start = host.len();
             host.extend(values);
-            host.resize(end, 0);
+            let further = host.get(start + repeated).copied().unwrap_or(0);
+            host.resize(start + rows, further);
         };
         append(&mut batch.tokens.iter().copied());
         append(&mut batch.positions.iter().copied());
@@ -104,18 +124,13 @@ impl DeviceBatch {
         staging.end()?;
         if !batch.follows.is_empty() {
             let [tokens, .., follows] = &mut self.arrays;
-            chooser.follow(gpu, tokens, follows, batch.follows.len(), self.vocab_size)?;
+            chooser.follow(gpu, tokens, follows, rows, self.vocab_size)?;
         }
         self.tokens.clone_from(&batch.tokens);
         self.positions.clone_from(&batch.positions);
         self.logit_rows.clone_from(&batch.logit_rows);
         self.last = batch.positions.iter().max().map_or(0, |last| *last as usize);
         Ok(())
-    }
-
-    /// Parts that attention cuts the longest context into.
-    pub fn parts(&self) -> usize {
-        oxgpt_kernels::parts(self.last)
     }
 
     /// The tokens, which are `rows`.

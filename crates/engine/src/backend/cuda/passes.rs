@@ -1,64 +1,156 @@
-//! Passes of generated tokens alone, which are recorded when they come up for the second time.
+//! Passes of generated tokens alone, recorded while a model is loaded: one for each of a few numbers of rows and lengths of
+//! contexts. A batch takes the next larger one, whose further rows repeat one of its own.
 
+use super::{Cuda, attempt, products::MOST_EXACT_ROWS};
+use crate::batch::{Batch, Logits};
 use oxgpt_kernels::Graph;
 
 /// What the launches of a pass depend on, beside the arrays of its batch.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PassShape {
     pub rows: usize,
-    pub logit_rows: usize,
-    /// Parts that the longest context is cut into.
-    pub parts: usize,
+    /// The last position that a row may have.
+    pub last: usize,
 }
-
-struct Pass {
-    shape: PassShape,
-    graph: Option<Graph>,
-}
-
-/// Recorded passes that are kept; a context grows out of one every few hundred tokens.
-const MOST_PASSES: usize = 16;
 
 /// Rows of the largest pass that is recorded: with more, the launches take less time than what is launched.
-pub(super) const MOST_RECORDED_ROWS: usize = 64;
+const MOST_RECORDED_ROWS: usize = 64;
 
-/// The passes that came up.
-#[derive(Default)]
-pub(super) struct Passes {
-    passes: Vec<Pass>,
+/// With more rows than are computed exactly, as many share the reading of weights, or more, so that further rows cost little.
+const ROWS_STEP: usize = 8;
+
+/// The numbers of rows of recorded passes, for up to `sequences` sequences. Exact products take longer with each row, so each number
+/// of them has a pass of its own.
+fn recorded_rows(sequences: usize) -> impl Iterator<Item = usize> {
+    let most = sequences.min(MOST_RECORDED_ROWS);
+    let more = (MOST_EXACT_ROWS + ROWS_STEP..).step_by(ROWS_STEP).map(move |rows| rows.min(most));
+    let more = more.take(most.saturating_sub(MOST_EXACT_ROWS).div_ceil(ROWS_STEP));
+    (1..=MOST_EXACT_ROWS.min(most)).chain(more)
 }
 
-/// What is to be done about a pass.
-pub(super) enum Known<'a> {
-    /// Computed as it comes. Passes are not recorded when they come up for the first time: many come up only once, and the
-    /// first launch of a kernel may load it.
-    No,
-    /// Recorded while it is computed.
-    Again,
-    /// Run as it was recorded.
-    Recorded(&'a Graph),
+/// The recorded passes.
+pub(super) struct Passes {
+    /// Rows ascending, then last positions. There is no graph before it is recorded.
+    passes: Vec<(PassShape, Option<Graph>)>,
 }
 
 impl Passes {
-    /// Looks a pass up, and remembers it.
-    pub fn look_up(&mut self, shape: PassShape) -> Known<'_> {
-        let Some(index) = self.passes.iter().position(|pass| pass.shape == shape) else {
-            if self.passes.len() == MOST_PASSES {
-                self.passes.remove(0);
-            }
-            self.passes.push(Pass { shape, graph: None });
-            return Known::No;
-        };
-        match &self.passes[index].graph {
-            None => Known::Again,
-            Some(graph) => Known::Recorded(graph),
-        }
+    /// The passes to record for up to `sequences` sequences, where `lasts` has the last positions for a number of rows.
+    pub fn new(sequences: usize, lasts: impl Fn(usize) -> Vec<usize>) -> Self {
+        let shapes = recorded_rows(sequences)
+            .flat_map(|rows| lasts(rows).into_iter().map(move |last| PassShape { rows, last }));
+        Passes { passes: shapes.map(|shape| (shape, None)).collect() }
     }
 
-    /// Keeps what was recorded.
-    pub fn keep(&mut self, shape: PassShape, graph: Graph) {
-        if let Some(pass) = self.passes.iter_mut().find(|pass| pass.shape == shape) {
-            pass.graph = Some(graph);
+    /// The least pass that has room for a batch, if one was recorded.
+    pub fn fitting(&self, batch: &Batch) -> Option<(PassShape, &Graph)> {
+        let last = batch.positions.iter().max().map_or(0, |last| *last as usize);
+        let rows = batch.rows();
+        let fits = |(shape, _): &&(PassShape, _)| shape.rows >= rows && shape.last >= last;
+        let (shape, graph) = self.passes.iter().find(fits)?;
+        Some((*shape, graph.as_ref()?))
+    }
+}
+
+/// How passes are gone through while nothing is computed.
+pub(super) enum Rehearsal {
+    /// What they launch is loaded.
+    Loading,
+    /// What they launch is recorded.
+    Recording {
+        /// Whether that has begun.
+        begun: bool,
+    },
+}
+
+impl Cuda {
+    /// See [`Backend::rehearse`](crate::backend::Backend::rehearse).
+    pub(super) fn rehearse_passes(&mut self, pass: &mut dyn FnMut(&mut Self, &Batch)) {
+        let gpu = self.gpu.clone();
+        let shapes: Vec<PassShape> = self.passes.passes.iter().map(|(shape, _)| *shape).collect();
+        let generated: Vec<Batch> = shapes.iter().map(|shape| self.generated(*shape)).collect();
+        self.rehearsal = Some(Rehearsal::Loading);
+        gpu.load_only(|| {
+            for batch in generated.iter().chain(&self.prompts()) {
+                pass(self, batch);
+            }
+            let Cuda { failure, chooser, .. } = self;
+            attempt(failure, || chooser.load(&gpu));
+        });
+        for (index, batch) in generated.iter().enumerate() {
+            self.rehearsal = Some(Rehearsal::Recording { begun: false });
+            pass(self, batch);
+            let Some(Rehearsal::Recording { begun: true }) = self.rehearsal else { break };
+            // Also after a failure: the stream must not stay as it is.
+            let recorded = gpu.finish_recording(&self.arena);
+            let Cuda { failure, passes, .. } = self;
+            attempt(failure, || {
+                passes.passes[index].1 = Some(recorded?);
+                Ok(())
+            });
         }
+        self.rehearsal = None;
+        attempt(&mut self.failure, || gpu.synchronize());
+    }
+
+    /// A batch of generated tokens, of which nothing but the shape is looked at.
+    fn generated(&self, PassShape { rows, last }: PassShape) -> Batch {
+        let mut batch = Batch::new(self.batch.groups());
+        let tables = vec![Vec::new(); self.batch.groups()];
+        (0..rows).for_each(|_| batch.push(&[0], last, false, &tables, Logits::Last));
+        batch.generated = rows;
+        batch
+    }
+
+    /// Batches with prompts, beside generated tokens or not, which between them launch what such batches do.
+    fn prompts(&self) -> Vec<Batch> {
+        let most = self.batch.rows();
+        let tables = vec![Vec::new(); self.batch.groups()];
+        let batch = |generated: usize, prompt: usize| {
+            let mut batch = self.generated(PassShape { rows: generated, last: 0 });
+            batch.push(&vec![0; prompt], 0, false, &tables, Logits::Last);
+            batch
+        };
+        [(0, most), (0, 1), (2, 1), (MOST_EXACT_ROWS + 1, 1)]
+            .into_iter()
+            .filter(|(generated, prompt)| generated + prompt <= most)
+            .map(|(generated, prompt)| batch(generated, prompt))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_exact_number_of_rows_has_a_pass_and_then_each_eighth() {
+        let rows = |sequences| recorded_rows(sequences).collect::<Vec<_>>();
+        assert_eq!(rows(1), [1]);
+        assert_eq!(rows(5), [1, 2, 3, 4, 5]);
+        assert_eq!(rows(8), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(rows(9), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(rows(20)[7..], [8, 16, 20]);
+        assert_eq!(rows(64)[7..], [8, 16, 24, 32, 40, 48, 56, 64]);
+        assert_eq!(rows(1000), rows(64));
+    }
+
+    #[test]
+    fn as_few_last_positions_as_needed() {
+        let shape = |window| oxgpt_kernels::AttentionShape {
+            heads: 64,
+            kv_heads: 8,
+            head_dim: 64,
+            scale: 1.0,
+            window,
+            soft_cap: None,
+        };
+        let lasts = |rows, context| oxgpt_kernels::last_positions(132, &shape(None), rows, context);
+        assert_eq!(lasts(1, 1), [0]);
+        assert_eq!(lasts(1, 512), [511]);
+        assert_eq!(lasts(1, 513), [511, 512]);
+        assert_eq!(lasts(33, 8192), [511, 1023, 2047, 4095, 8191]);
+        // There are blocks enough without splits.
+        assert_eq!(lasts(34, 8192), [8191]);
     }
 }

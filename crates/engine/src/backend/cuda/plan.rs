@@ -35,6 +35,8 @@ pub struct CudaPlan {
     pub(super) routing: Option<Routing>,
     /// The most sequences that get a token from one batch.
     pub(super) sequences: usize,
+    /// Positions of each.
+    pub(super) context: usize,
 }
 
 impl CudaPlan {
@@ -118,7 +120,17 @@ impl CudaPlan {
         let others = packed.bytes() + Chooser::bytes(sequences, decoder.head.rows);
         let workspace = buffers.into_iter().map(floats).fold(others, u64::saturating_add);
         let weights = weights.bytes;
-        Ok(CudaPlan { weights, kv, workspace, batch, partials, packed, routing, sequences })
+        Ok(CudaPlan {
+            weights,
+            kv,
+            workspace,
+            batch,
+            partials,
+            packed,
+            routing,
+            sequences,
+            context,
+        })
     }
 }
 
