@@ -25,51 +25,47 @@ template <int TYPE> struct Halves {
     static constexpr bool KEPT = false;
     // Whether two chunks take few registers.
     static constexpr bool SMALL = false;
-    struct Raw { typename W::Raw r[RAWS]; };
+    // Until something was loaded, numbers that are none must not come out of it.
+    struct Raw { typename W::Raw r[RAWS] = {}; };
 
-    // Fetches what steps 4 HALF to 4 HALF + 3 of a group need beside the other half, for lane c, of the row whose first piece is
-    // `base` in the whole matrix, where each row has `pieces`. A piece that has both halves comes with the second.
-    template <int HALF> __device__ static void load(Raw& raw, const Planes& planes, int64_t base, int group, int c, int pieces) {
+    // Fetches what steps 4 HALF to 4 HALF + 3 of a group need beside the other half, for one lane: `index` is its first piece of the
+    // group in the whole matrix, and `left` says how many pieces are to come from there to the end. A piece that has both halves comes
+    // with the second. What is beyond the end stays as it was.
+    template <int HALF> __device__ static void load(Raw& raw, const Planes& planes, int64_t index, int left) {
 #pragma unroll
         for (int i = HALF * RAWS / 2; i < (HALF + 1) * RAWS / 2; i++) {
-            int piece = 4 * (group * RAWS + i) + c;
-            if (piece < pieces) raw.r[i] = W::load(planes, base + piece);
+            if (4 * i < left) raw.r[i] = W::load(planes, index + 4 * i);
         }
     }
-    // Whether step s of a group is within the row.
-    __device__ static bool there(int group, int s, int c, int pieces) { return 4 * (group * RAWS + s * RAWS / 8) + c < pieces; }
 
-    // For the steps of one half.
-    const Raw& raw;
-    float factor;
-    __device__ Halves(const Raw& raw, int, float factor) : raw(raw), factor(factor) {}
-    template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
+    // What the numbers of one half have in common; of both, where they are of one piece.
+    using Scale = float;
+    __device__ static Scale scale(const Raw&, int, float factor) { return factor; }
+    // Pieces of `raw` as numbers.
+    template <int S> __device__ static void step(const Raw& raw, Scale scale, uint32_t& even, uint32_t& odd) {
         constexpr int PARTS = W::VALUES / 4;
         float w[4];
         W::template part<S % PARTS>(raw.r[S / PARTS], w);
-        even = pack_halves(w[0] * factor, w[2] * factor), odd = pack_halves(w[1] * factor, w[3] * factor);
+        even = pack_halves(w[0] * scale, w[2] * scale), odd = pack_halves(w[1] * scale, w[3] * scale);
     }
 };
 
-template <int TYPE> struct HalvesOf : Halves<TYPE> {
-    using Halves<TYPE>::Halves;
-};
+template <int TYPE> struct HalvesOf : Halves<TYPE> {};
 template <> struct HalvesOf<F16> : Halves<F16> {
     static constexpr bool KEPT = true;
-    using Halves::Halves;
-    template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
+    template <int S> __device__ static void step(const Raw& raw, float, uint32_t& even, uint32_t& odd) {
         uint32_t a = word<2 * (S % 2)>(raw.r[S / 2]), b = word<2 * (S % 2) + 1>(raw.r[S / 2]);
         even = __byte_perm(a, b, 0x5410), odd = __byte_perm(a, b, 0x7632);
     }
 };
 template <> struct HalvesOf<Q8_0> : Halves<Q8_0> {
     static constexpr bool SMALL = true;
-    __half2 scale;
-    __device__ HalvesOf(const Raw& raw, int half, float factor) : Halves(raw, half, factor) {
+    using Scale = __half2;
+    __device__ static Scale scale(const Raw& raw, int half, float factor) {
         // A scale beyond all halves belongs to zeros.
-        scale = __float2half2_rn(fminf(fmaxf(half_bits(raw.r[half].d) * factor, -65504.0f), 65504.0f));
+        return __float2half2_rn(fminf(fmaxf(half_bits(raw.r[half].d) * factor, -65504.0f), 65504.0f));
     }
-    template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
+    template <int S> __device__ static void step(const Raw& raw, Scale scale, uint32_t& even, uint32_t& odd) {
         // 1024 + n has n in its last bits; with its sign bit turned over, a signed byte is its value plus 128.
         uint32_t w = word<S % 4>(raw.r[S / 4].q) ^ 0x80808080u;
         uint32_t a = (w & 0x00ff00ffu) | 0x64006400u, b = (w >> 8 & 0x00ff00ffu) | 0x64006400u;
@@ -83,14 +79,14 @@ template <> struct HalvesOf<MXFP4> : Halves<MXFP4> {
     // for that must be a half itself, up to 2^15.
     static constexpr int TOP = 0;
     static constexpr bool SMALL = true;
-    __half2 scale;
-    __device__ HalvesOf(const Raw& raw, int half, float factor) : Halves(raw, half, factor) {
+    using Scale = __half2;
+    __device__ static Scale scale(const Raw& raw, int, float factor) {
         uint32_t e = raw.r[0].e;
         float of_block = e == 0 ? __uint_as_float(0x00400000u) : __uint_as_float(e << 23);
         // A scale beyond that belongs to zeros.
-        scale = __float2half2_rn(fminf(of_block * factor * 16384.0f, 32768.0f));
+        return __float2half2_rn(fminf(of_block * factor * 16384.0f, 32768.0f));
     }
-    template <int S> __device__ void step(uint32_t& even, uint32_t& odd) const {
+    template <int S> __device__ static void step(const Raw& raw, Scale scale, uint32_t& even, uint32_t& odd) {
         uint32_t w = word<S % 4>(raw.r[0].q), a, b;
         if constexpr (S < 4) {
             a = (w << 12 & 0x80008000u) | (w << 9 & 0x0e000e00u);

@@ -103,15 +103,19 @@ constexpr int TILE_WORDS = 3, TILE_SLOTS = 256;
 
 struct PackParams {
     const float* x;
-    const int32_t* order;  // null, or the slot of each place, or -1
-    void* tokens16;        // halves
-    float* scales;         // of each place, to multiply results with
+    const int32_t* order;      // null, or the slot of each place, or -1
+    const float* norm_weight;  // null where x is not normed first
+    const float* norm_bias;    // null without one
+    void* tokens16;            // halves
+    float* scales;             // of each place, to multiply results with
     int32_t cols;
     int32_t places;
     int32_t slots_per_row;  // with an order: slots that share a row of x
     int32_t piece;          // weights that a thread reads at once, see halves.cuh
+    int32_t centered;       // LayerNorm; else RMSNorm
+    float eps;
 };
-static_assert(sizeof(PackParams) == 48, "shared with src/params.rs");
+static_assert(sizeof(PackParams) == 72, "shared with src/params.rs");
 
 struct LargestParams {
     Planes weight;
@@ -120,27 +124,41 @@ struct LargestParams {
 };
 static_assert(sizeof(LargestParams) == 48, "shared with src/params.rs");
 
-struct GemmParams {
+// A matrix of a product of many tokens, or some of its rows.
+struct GemmPart {
     Planes weight;
     const uint32_t* largest;  // bits of the largest magnitude of the weights
-    const void* tokens16;     // see pack.cu
-    const float* scales;
     const float* bias;        // null without one
+    int32_t rows;             // outputs
+    int32_t first_row;        // of the matrix (of one expert)
+    int32_t matrix_rows;      // of the matrix (of one expert)
+    int32_t start;            // where the outputs begin in a row of out
+};
+static_assert(sizeof(GemmPart) == 64, "shared with src/params.rs");
+
+struct GemmParams {
+    GemmPart parts[3];
+    const void* tokens16;  // see pack.cu
+    const float* scales;
     float* out;
-    const int32_t* tiles;     // null, or see sort_slots.cu
-    const int32_t* order;     // the slots of the tiles
-    int32_t rows;             // of the weights (of one expert)
+    const int32_t* tiles;  // null, or see sort_slots.cu
+    const int32_t* order;  // the slots of the tiles
+    int32_t n_parts;
     int32_t cols;
-    int32_t chunks;           // of one row of the weights
+    int32_t chunks;        // of one row of the weights
     int32_t tokens;
-    int32_t places;           // that tokens16 has for each step along K
+    int32_t places;        // that tokens16 has for each step along K
     int32_t out_stride;
-    int32_t accumulate;       // add to what out has
-    int32_t stages;           // of the ring in shared memory
-    int32_t tile_tokens;      // without tiles
+    int32_t ending;        // see gemm.cuh
+    int32_t activation;
+    int32_t stages;        // of the ring in shared memory
+    int32_t tile_tokens;   // without tiles
+    int32_t splits;        // blocks that share K
+    float limit;           // of the clamped SwiGLU
+    float alpha;
     int32_t unused;
 };
-static_assert(sizeof(GemmParams) == 128, "shared with src/params.rs");
+static_assert(sizeof(GemmParams) == 288, "shared with src/params.rs");
 
 struct SortParams {
     const int32_t* experts;  // of each slot
@@ -151,7 +169,7 @@ struct SortParams {
     int32_t n_experts;
     int32_t places;  // that order has
     int32_t max_tiles;
-    int32_t unused;
+    int32_t tile_slots;  // of one tile at most
 };
 static_assert(sizeof(SortParams) == 48, "shared with src/params.rs");
 

@@ -4,13 +4,15 @@
 using namespace oxgpt;
 
 // order: the slots from first_slot on, experts and slots ascending; the slots of an expert start at a multiple of eight, and places
-// without a slot have -1. tiles: (expert, first place in order, count) for up to TILE_SLOTS slots of one expert; unused tiles have no
+// without a slot have -1. tiles: (expert, first place in order, count) for up to tile_slots slots of one expert; unused tiles have no
 // slots.
 //
 // Each warp takes a run of the slots: first it counts them by expert, and when all places are known it writes them there.
 // Grid: (1), blocks of whole warps, (warps + 1) * n_experts ints of shared memory.
 extern "C" __global__ void __launch_bounds__(1024) sort_slots(const __grid_constant__ SortParams p) {
     extern __shared__ int shared[];
+    wait_for_previous();
+    launch_dependents();
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     int* counts = shared;  // (warps, n_experts), later places
     int* totals = counts + warps * p.n_experts;
@@ -24,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(1024) sort_slots(const __grid_const
     auto for_slots = [&](auto f) {
         for (int s = begin; s < end; s += WARP) {
             bool there = s + lane < end;
-            int expert = there ? p.experts[s + lane] : -1;
+            int expert = there ? __ldcg(p.experts + s + lane) : -1;
             unsigned same = __match_any_sync(ALL_LANES, expert);
             int before = there ? mine[expert] : 0, rank = __popc(same & ((1u << lane) - 1));
             __syncwarp();
@@ -49,9 +51,9 @@ extern "C" __global__ void __launch_bounds__(1024) sort_slots(const __grid_const
         int start = 0, tile = 0;
         for (int e = 0; e < p.n_experts; e++) {
             int count = totals[e];
-            for (int done = 0; done < count; done += TILE_SLOTS, tile++) {
+            for (int done = 0; done < count; done += p.tile_slots, tile++) {
                 int32_t* words = p.tiles + (int64_t)tile * TILE_WORDS;
-                words[0] = e, words[1] = start + done, words[2] = min(TILE_SLOTS, count - done);
+                words[0] = e, words[1] = start + done, words[2] = min(p.tile_slots, count - done);
             }
             totals[e] = start;
             start += (count + 7) / 8 * 8;

@@ -81,7 +81,17 @@ __device__ __forceinline__ uint4 mxfp4_table() {
     // Doubled: 0 1 2 3 | 4 6 8 12 | 0 -1 -2 -3 | -4 -6 -8 -12
     return make_uint4(0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu);
 }
-__device__ __forceinline__ uint16_t u16(const uint8_t* plane, int64_t index) { return __ldg((const uint16_t*)plane + index); }
+// Loads of what lies together with that of neighbours, which stays in the first-level cache. Where they are written, they are issued.
+__device__ __forceinline__ uint16_t u16(const uint8_t* plane, int64_t index) {
+    uint16_t v;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(plane + index * 2));
+    return v;
+}
+__device__ __forceinline__ uint8_t u8(const uint8_t* plane, int64_t index) {
+    uint16_t v;
+    asm volatile("ld.global.nc.u8 %0, [%1];" : "=h"(v) : "l"(plane + index));
+    return (uint8_t)v;
+}
 
 template <int TYPE> struct Weights;
 
@@ -164,7 +174,7 @@ template <> struct Weights<IQ4_NL> {
 template <> struct Weights<MXFP4> {
     static constexpr int VALUES = 32;
     struct Raw { uint4 q; uint8_t e; };
-    __device__ static Raw load(const Planes& p, int64_t index) { return {stream_16(p.low + index * 16), __ldg(p.scales + index)}; }
+    __device__ static Raw load(const Planes& p, int64_t index) { return {stream_16(p.low + index * 16), u8(p.scales, index)}; }
     template <int J> __device__ static void part(const Raw& r, float* w) {
         // Half of 2^(e - 127), since the table is doubled; the two smallest are denormal.
         float half = r.e < 2 ? __uint_as_float(0x00200000u << r.e) : __uint_as_float((uint32_t)(r.e - 1) << 23);

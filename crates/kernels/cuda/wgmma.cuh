@@ -22,11 +22,14 @@ template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wg
 // The operands of the instruction: sums as registers, and their numbers in its text.
 #define OXGPT_SUMS_8(i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define OXGPT_SUMS_16(i) OXGPT_SUMS_8(i), OXGPT_SUMS_8(i + 8)
 #define OXGPT_SUMS_32(i) OXGPT_SUMS_8(i), OXGPT_SUMS_8(i + 8), OXGPT_SUMS_8(i + 16), OXGPT_SUMS_8(i + 24)
 #define OXGPT_SUMS_64(i) OXGPT_SUMS_32(i), OXGPT_SUMS_32(i + 32)
 #define OXGPT_SUMS_128(i) OXGPT_SUMS_64(i), OXGPT_SUMS_64(i + 64)
+#define OXGPT_NUMBERS_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define OXGPT_NUMBERS_16 OXGPT_NUMBERS_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define OXGPT_NUMBERS_32 \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+    OXGPT_NUMBERS_16 "," \
     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define OXGPT_NUMBERS_64 \
     OXGPT_NUMBERS_32 "," \
@@ -49,6 +52,8 @@ template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wg
     }
 
 template <int N> __device__ void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
+OXGPT_WGMMA(16, 8, "%8,%9,%10,%11", "%12")
+OXGPT_WGMMA(32, 16, "%16,%17,%18,%19", "%20")
 OXGPT_WGMMA(64, 32, "%32,%33,%34,%35", "%36")
 OXGPT_WGMMA(128, 64, "%64,%65,%66,%67", "%68")
 OXGPT_WGMMA(256, 128, "%128,%129,%130,%131", "%132")

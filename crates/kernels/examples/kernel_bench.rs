@@ -8,9 +8,9 @@
 use oxgpt_engine::format::DType;
 use oxgpt_engine::quant;
 use oxgpt_kernels::{
-    Arena, AttentionShape, BLOCK_POSITIONS, Buf, ChoiceOptions, Chooser, CudaError, Gpu, KvElement,
-    KvPool, Matrix, Packed, PackedRoom, Place, Positions, Uploader, WeightType, attend,
-    attend_prompt, gemm, partial_elements, product, read_bandwidth,
+    Arena, AttentionShape, BLOCK_POSITIONS, Buf, ChoiceOptions, Chooser, CudaError, Ending, Gpu,
+    KvElement, KvPool, Matrix, Outputs, Packed, PackedRoom, Place, Positions, Sums, Uploader,
+    WeightType, attend, attend_prompt, gemm, partial_elements, product, read_bandwidth,
 };
 use std::time::Instant;
 
@@ -128,10 +128,12 @@ impl Bench {
             let mut out = Buf::new(&self.gpu, tokens * shape.0)?;
             let room = PackedRoom::default().with(tokens, shape.1);
             let mut packed = Packed::new(&mut Arena::new(&self.gpu, room.bytes())?, room)?;
-            packed.rows(&self.gpu, &x, &matrices[0], (0, tokens))?;
+            packed.rows(&self.gpu, &x, &matrices[0], (0, tokens), None)?;
             let place = Place { start: 0, stride: shape.0 };
             let seconds = self.seconds(&arena, matrices.len().min(16), |i| {
-                gemm(&self.gpu, &mut out, place, &packed, &matrices[i], None, false)
+                let outputs = [Outputs { weight: &matrices[i], bias: None }];
+                let (ending, sums) = (Ending::Store, Sums::InOrder);
+                gemm(&self.gpu, &mut out, place, &packed, &outputs, ending, sums)
             })?;
             let what = format!("gemm {kind:?} {} x {}, {tokens} rows", shape.0, shape.1);
             let operations = 2.0 * (shape.0 * shape.1 * tokens) as f64;

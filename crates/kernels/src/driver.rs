@@ -372,12 +372,8 @@ impl Gpu {
         if grid[0] <= 1 {
             return self.launch(name, grid, threads, shared_bytes, params);
         }
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.clusterDim =
-            sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: grid[0] as u32, y: 1, z: 1 };
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-        let attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        self.launch_with(name, grid, threads, shared_bytes, params, &mut [attribute])
+        let attributes = &mut [cluster([grid[0], 1, 1])];
+        self.launch_with(name, grid, threads, shared_bytes, params, attributes)
     }
 
     /// As [`Gpu::launch`], for a kernel that waits for the one before it by itself (`wait_for_previous`), and so may be started
@@ -395,11 +391,25 @@ impl Gpu {
         }
         self.shared.make_current()?;
         self.function(name).prefer_shared()?;
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.programmaticStreamSerializationAllowed = 1;
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        let attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        self.launch_with(name, grid, threads, shared_bytes, params, &mut [attribute])
+        self.launch_with(name, grid, threads, shared_bytes, params, &mut [early()])
+    }
+
+    /// As [`Gpu::launch_early`]; the blocks with one `x` and `y` can wait for one another, where there is more than one.
+    pub(crate) fn launch_split<P: Params>(
+        &self,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        shared_bytes: usize,
+        params: &P,
+    ) -> Result<(), CudaError> {
+        if grid[2] <= 1 {
+            return self.launch_early(name, grid, threads, shared_bytes, params);
+        }
+        self.shared.make_current()?;
+        self.function(name).prefer_shared()?;
+        let attributes = &mut [early(), cluster([1, 1, grid[2]])];
+        self.launch_with(name, grid, threads, shared_bytes, params, attributes)
     }
 
     fn function(&self, name: &'static str) -> &Function {
@@ -456,6 +466,23 @@ impl Gpu {
         };
         check("cuLaunchKernelEx", result)
     }
+}
+
+/// That a kernel may be started while the one before it still runs.
+fn early() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// That so many blocks are a cluster.
+fn cluster([x, y, z]: [usize; 3]) -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.clusterDim =
+        sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: x as u32, y: y as u32, z: z as u32 };
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 impl Function {

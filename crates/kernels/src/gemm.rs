@@ -4,98 +4,218 @@
 //! scaled by powers of two before, so the range of halves is no limit. An output has the same bits whatever rows are beside it,
 //! but other bits than [`crate::product()`] gives.
 
+use crate::activate::Gated;
 use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::memory::Buf;
 use crate::moe::Routing;
 use crate::pack::{Packed, places};
-use crate::params::{GemmParams, SortParams};
-use crate::product::Place;
-use crate::weights::{Matrix, kernel_names};
+use crate::params::{GemmParams, GemmPart, SortParams};
+use crate::product::{Ending, Outputs, Place, width};
+use crate::weights::{WeightType, kernel_names};
 
 const KERNELS: [&str; 16] = kernel_names!("gemm_", "");
-/// For up to [`FEW_TOKENS`] tokens in each tile.
+/// For up to [`FEW_TOKENS`] tokens in each tile, and with a gate beside each output.
 const KERNELS_FEW: [&str; 16] = kernel_names!("gemm_", "_64");
+const KERNELS_PAIRS: [&str; 16] = kernel_names!("gemm_", "_pairs");
 
 /// Outputs and tokens of a block of the kernels.
 const OUTPUTS: usize = 128;
 const TOKENS: usize = 256;
 const FEW_TOKENS: usize = 64;
+/// Columns of a group, in which K is walked along.
+const GROUP_COLS: usize = 128;
 /// Bytes that a token has in a stage of a block's ring, what aligns the ring, and the most stages that are of use.
 const TOKEN_BYTES: usize = 128;
 const RING_ALIGNMENT: usize = 1024;
 const MOST_STAGES: usize = 6;
+const MOST_STAGES_FEW: usize = 12;
 /// Shared memory that a block has beside the ring.
 const OWN_BYTES: usize = 4 << 10;
+/// The most matrices of one launch.
+const MOST_PARTS: usize = 3;
+/// The most blocks of a cluster on every device that has clusters.
+const MOST_SPLITS: usize = 8;
 
-/// Words of shared memory that sorting may take for its counts.
+/// Shared memory that sorting may take for its counts, in words.
 const SORT_WORDS: usize = (48 << 10) / 4;
 
 /// Words of a tile: expert, first place in the order of slots, how many slots.
 const TILE_WORDS: usize = 3;
 
-/// What a product of packed rows with `weight` depends on, beside which of them meet which weights.
+/// As `cuda/gemm.cuh` numbers them.
+const STORE: i32 = 0;
+const ADD: i32 = 1;
+const ACTIVATE: i32 = 2;
+const GATED: i32 = 3;
+
+/// As `cuda/activation.cuh` numbers it.
+const CLAMPED_SWIGLU: i32 = 6;
+
+/// What a product of packed rows depends on, beside which of them meet which weights.
 fn params(
-    gpu: &Gpu,
     out: &Buf<f32>,
     place: Place,
     x: &Packed,
-    weight: &Matrix,
-    bias: Option<&Buf<f32>>,
+    outputs: &[Outputs<'_>],
+    experts: usize,
+    ending: Ending,
 ) -> GemmParams {
-    assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
-    assert!(x.suits(weight), "x was packed for other weights");
+    let first = outputs.first().expect("a product has weights").weight;
+    let mut parts: Vec<GemmPart> = Vec::new();
+    let mut part = |outputs: &Outputs<'_>, rows: std::ops::Range<usize>, start: usize| {
+        let Outputs { weight, bias } = *outputs;
+        assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
+        assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
+        assert!(weight.kind() == first.kind() && x.suits(weight), "x was packed for other weights");
+        parts.push(GemmPart {
+            weight: weight.planes(),
+            largest: weight.largest(),
+            bias: bias.map_or(0, Buf::address),
+            rows: rows.len() as i32,
+            first_row: rows.start as i32,
+            matrix_rows: (weight.rows() / experts) as i32,
+            start: start as i32,
+        });
+    };
+    let rows = |outputs: &Outputs<'_>| outputs.weight.rows() / experts;
+    match (ending, outputs) {
+        (Ending::Gated(_), [one]) => {
+            let half = rows(one) / 2;
+            part(one, 0..half, 0);
+            part(one, half..2 * half, 0);
+        }
+        (Ending::Gated(_), [gate, up]) => {
+            assert_eq!(rows(gate), rows(up), "as many gates as ups");
+            part(gate, 0..rows(gate), 0);
+            part(up, 0..rows(up), 0);
+        }
+        (Ending::Gated(_), _) => panic!("a gate and an up are in one matrix or two"),
+        _ => {
+            let mut start = 0;
+            for one in outputs {
+                part(one, 0..rows(one), start);
+                start += rows(one);
+            }
+        }
+    }
+    assert!(parts.len() <= MOST_PARTS, "{} matrices", parts.len());
+    let (count, unused) = (parts.len(), parts[0]);
+    parts.resize(MOST_PARTS, unused);
+    let (mut limit, mut alpha) = (0.0, 0.0);
+    let (ending, activation) = match ending {
+        Ending::Store => (STORE, 0),
+        Ending::Add => (ADD, 0),
+        Ending::Activate(activation) => (ACTIVATE, activation as i32),
+        Ending::Gated(Gated::Plain(activation)) => (GATED, activation as i32),
+        Ending::Gated(Gated::ClampedSwiglu { limit: l, alpha: a }) => {
+            (limit, alpha) = (l, a);
+            (GATED, CLAMPED_SWIGLU)
+        }
+    };
     let (tokens16, scales) = x.addresses();
-    let ring = gpu.info().shared_bytes - RING_ALIGNMENT - OWN_BYTES;
     GemmParams {
-        weight: weight.planes(),
-        largest: weight.largest(),
+        parts: parts.try_into().expect("resized to it"),
         tokens16,
         scales,
-        bias: bias.map_or(0, Buf::address),
         out: out.address() + 4 * place.start as u64,
         tiles: 0,
         order: 0,
-        rows: weight.rows() as i32,
-        cols: weight.cols() as i32,
-        chunks: weight.chunks() as i32,
+        n_parts: count as i32,
+        cols: first.cols() as i32,
+        chunks: first.chunks() as i32,
         tokens: 0,
         places: x.places as i32,
         out_stride: place.stride as i32,
-        accumulate: 0,
-        stages: (ring / (TOKENS * TOKEN_BYTES)).min(MOST_STAGES) as i32,
+        ending,
+        activation,
+        stages: 0,
         tile_tokens: TOKENS as i32,
+        splits: 1,
+        limit,
+        alpha,
         unused: 0,
     }
 }
 
-/// Launches for tiles of at most `most` tokens.
+/// Tiles of outputs.
+fn output_tiles(params: &GemmParams) -> usize {
+    let parts = &params.parts[..params.n_parts as usize];
+    match params.ending {
+        GATED => (parts[0].rows as usize).div_ceil(OUTPUTS / 2),
+        _ => parts.iter().map(|part| (part.rows as usize).div_ceil(OUTPUTS)).sum(),
+    }
+}
+
+/// Launches for `tiles` tiles of at most `most` tokens.
 fn launch(
     gpu: &Gpu,
-    weight: &Matrix,
+    kind: WeightType,
     tiles: usize,
     most: usize,
-    params: &GemmParams,
+    params: &mut GemmParams,
 ) -> Result<(), CudaError> {
-    let (kernels, tokens) =
-        if most <= FEW_TOKENS { (&KERNELS_FEW, FEW_TOKENS) } else { (&KERNELS, TOKENS) };
-    let shared = params.stages as usize * tokens * TOKEN_BYTES + RING_ALIGNMENT;
-    let grid = [(params.rows as usize).div_ceil(OUTPUTS), tiles, 1];
-    gpu.launch(kernels[weight.kind() as usize], grid, 256, shared, params)
-}
-
-/// How many tokens a block should take of `tokens` that meet the same weights.
-fn tile_tokens(gpu: &Gpu, outputs: usize, tokens: usize) -> usize {
-    // What a block takes for so many tokens, measured: with few, it waits for weights.
-    const COSTS: [(usize, usize); 2] = [(TOKENS, 4), (TOKENS / 2, 3)];
-    let at_once = gpu.info().multiprocessors as usize;
-    let cost = |(tile, cost): &(usize, usize)| {
-        (outputs.div_ceil(OUTPUTS) * tokens.div_ceil(*tile)).div_ceil(at_once) * cost
+    let few = most <= FEW_TOKENS;
+    let (kernels, tokens, stages) = match few {
+        true if params.ending == GATED => (&KERNELS_PAIRS, FEW_TOKENS, MOST_STAGES_FEW),
+        true => (&KERNELS_FEW, FEW_TOKENS, MOST_STAGES_FEW),
+        false => (&KERNELS, TOKENS, MOST_STAGES),
     };
-    COSTS.iter().min_by_key(|entry| cost(entry)).map_or(TOKENS, |(tile, _)| *tile)
+    assert!(few || params.ending != GATED, "gates are for tiles of few tokens");
+    let ring = gpu.info().shared_bytes - RING_ALIGNMENT - OWN_BYTES;
+    let stages = (ring / (tokens * TOKEN_BYTES)).min(stages);
+    params.stages = stages as i32;
+    let shared = stages * tokens * TOKEN_BYTES + RING_ALIGNMENT;
+    let grid = [output_tiles(params), tiles, params.splits as usize];
+    gpu.launch_split(kernels[kind as usize], grid, 256, shared, params)
 }
 
-/// `out = x * weight.transposed() + bias` for the rows that [`Packed::rows`] packed, or added to `out`.
+/// How many tokens a block should take of `tokens` that meet the same weights, of which there are so many tiles of outputs.
+fn tile_tokens(gpu: &Gpu, tiles: usize, tokens: usize, ending: Ending, sums: Sums) -> usize {
+    if matches!(ending, Ending::Gated(_)) {
+        return FEW_TOKENS;
+    }
+    // What a block takes for so many tokens, measured, and how many share a multiprocessor: with few, it waits for weights.
+    const COSTS: [(usize, usize, usize); 3] =
+        [(TOKENS, 8, 1), (TOKENS / 2, 6, 1), (FEW_TOKENS, 5, 2)];
+    let multiprocessors = gpu.info().multiprocessors as usize;
+    let cost = |(tile, cost, at_once): &(usize, usize, usize)| {
+        (tiles * tokens.div_ceil(*tile)).div_ceil(multiprocessors * at_once) * cost
+    };
+    // Many tokens are prompts, whose products are waited for: two blocks beside each other take longer than one.
+    let costs = if sums == Sums::Parts { &COSTS[..] } else { &COSTS[..2] };
+    costs.iter().min_by_key(|entry| cost(entry)).map_or(TOKENS, |(tile, ..)| *tile)
+}
+
+/// In how many parts K should be cut, so that all multiprocessors have something to do.
+fn splits(gpu: &Gpu, blocks: usize, cols: usize) -> usize {
+    if gpu.info().capability < (9, 0) {
+        return 1;
+    }
+    let groups = cols.div_ceil(GROUP_COLS);
+    let room = 2 * gpu.info().multiprocessors as usize;
+    // Fewer groups than four take a block less time than to begin.
+    let most = (room / blocks.max(1)).min(groups / 4).clamp(1, MOST_SPLITS);
+    // No part is empty.
+    groups.div_ceil(groups.div_ceil(most))
+}
+
+/// Whether it is worth while that [`gemm`] ends in gates for so many rows, which it takes few at a time then.
+pub fn can_gate(rows: usize) -> bool {
+    rows <= 2 * FEW_TOKENS
+}
+
+/// Whether and how products of many rows may be cut along K.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// From start to end: a row has the same bits whatever is beside it.
+    InOrder,
+    /// In as many parts as keep the device busy, which are summed in order: a row's bits depend on how many there are.
+    Parts,
+}
+
+/// `ending(x * weights.transposed() + biases)` for the rows that [`Packed::rows`] packed; the weights are of one type, their outputs
+/// one after another.
 ///
 /// # Errors
 /// When the driver fails.
@@ -104,20 +224,24 @@ pub fn gemm(
     out: &mut Buf<f32>,
     place: Place,
     x: &Packed,
-    weight: &Matrix,
-    bias: Option<&Buf<f32>>,
-    accumulate: bool,
+    outputs: &[Outputs<'_>],
+    ending: Ending,
+    sums: Sums,
 ) -> Result<(), CudaError> {
     let (first, end) = x.rows;
-    place.check(out, end, weight.rows());
+    place.check(out, end, width(outputs, 1, ending));
     let tokens = end.saturating_sub(first);
-    let mut params = params(gpu, out, place, x, weight, bias);
+    let mut params = params(out, place, x, outputs, 1, ending);
     params.out += (4 * first * place.stride) as u64;
     params.tokens = tokens as i32;
-    params.accumulate = accumulate.into();
-    let tile = tile_tokens(gpu, weight.rows(), tokens);
+    let output_tiles = output_tiles(&params);
+    let tile = tile_tokens(gpu, output_tiles, tokens, ending, sums);
     params.tile_tokens = tile as i32;
-    launch(gpu, weight, tokens.div_ceil(tile), tokens.min(tile), &params)
+    let (tiles, most) = (tokens.div_ceil(tile), tokens.min(tile));
+    if sums == Sums::Parts && most <= FEW_TOKENS {
+        params.splits = splits(gpu, output_tiles * tiles, params.cols as usize) as i32;
+    }
+    launch(gpu, outputs[0].weight.kind(), tiles, most, &mut params)
 }
 
 /// Slots by expert, as [`sort_slots`] wrote them.
@@ -145,9 +269,22 @@ impl Sorted<'_> {
 }
 
 /// The most tiles that `slots` slots can make.
-fn max_tiles(slots: usize, experts: usize) -> usize {
+fn max_tiles(slots: usize, experts: usize, tile: usize) -> usize {
     // All tiles of an expert but one are full.
-    slots.min(slots / TOKENS + experts)
+    slots.min(slots / tile + experts)
+}
+
+/// Slots of a tile at most, where `rows` rows choose. Few of an expert leave room for two blocks on a multiprocessor.
+fn tile_slots(rows: usize, routing: &Routing) -> usize {
+    match rows * routing.top_k <= FEW_TOKENS * 3 / 4 * routing.experts || rows <= FEW_TOKENS {
+        true => FEW_TOKENS,
+        false => TOKENS,
+    }
+}
+
+/// Whether [`gemm_sorted`] can end in gates for so many rows.
+pub fn can_gate_sorted(rows: usize, routing: Routing) -> bool {
+    tile_slots(rows, &routing) == FEW_TOKENS
 }
 
 /// Places that the slots of up to `rows` rows take, for [`crate::PackedRoom`].
@@ -158,7 +295,7 @@ pub fn sorted_places(routing: &Routing, rows: usize) -> usize {
 /// Words that [`sort_slots`] writes for up to `rows` rows.
 pub fn sorted_words(routing: &Routing, rows: usize) -> usize {
     let slots = rows * routing.top_k;
-    places(slots, routing.experts) + TILE_WORDS * max_tiles(slots, routing.experts)
+    places(slots, routing.experts) + TILE_WORDS * max_tiles(slots, routing.experts, FEW_TOKENS)
 }
 
 /// Sorts the slots of the rows from `first` to before `end` by expert, for [`gemm_sorted`].
@@ -174,7 +311,9 @@ pub fn sort_slots(
 ) -> Result<(), CudaError> {
     let (first_slot, slots) = (first * routing.top_k, end * routing.top_k);
     let count = slots - first_slot;
-    let (places, max_tiles) = (places(count, routing.experts), max_tiles(count, routing.experts));
+    let tile_slots = tile_slots(end.saturating_sub(first), &routing);
+    let places = places(count, routing.experts);
+    let max_tiles = max_tiles(count, routing.experts, tile_slots);
     assert!(slots <= experts.len() && places + TILE_WORDS * max_tiles <= words.len());
     let params = SortParams {
         experts: experts.address(),
@@ -185,16 +324,17 @@ pub fn sort_slots(
         n_experts: routing.experts as i32,
         places: places as i32,
         max_tiles: max_tiles as i32,
-        unused: 0,
+        tile_slots: tile_slots as i32,
     };
     // As many warps as have room for counts of their own.
     let warps = (SORT_WORDS / routing.experts.max(1)).saturating_sub(1).clamp(1, 32);
     let shared = 4 * (warps + 1) * routing.experts;
-    gpu.launch("sort_slots", [1, 1, 1], 32 * warps as u32, shared, &params)
+    gpu.launch_early("sort_slots", [1, 1, 1], 32 * warps as u32, shared, &params)
 }
 
-/// `out[slot] = x[row of the slot] * weight[expert of the slot].transposed() + bias[expert]` for the sorted slots, of which
-/// [`Packed::slots`] packed the rows.
+/// `out[slot] = ending(x[row of the slot] * weights[expert of the slot].transposed() + biases[expert])` for the sorted slots, of
+/// which [`Packed::slots`] packed the rows; the weights are of one type, their outputs one after another. An ending in gates is for
+/// where [`can_gate_sorted`] says so.
 ///
 /// # Errors
 /// When the driver fails.
@@ -203,20 +343,19 @@ pub fn gemm_sorted(
     out: &mut Buf<f32>,
     place: Place,
     x: &Packed,
-    weight: &Matrix,
-    bias: Option<&Buf<f32>>,
+    outputs: &[Outputs<'_>],
+    ending: Ending,
     sorted: Sorted<'_>,
 ) -> Result<(), CudaError> {
     let Sorted { words, rows: (first, end), top_k, experts } = sorted;
-    assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
     assert!(x.rows == sorted.rows && x.places == sorted.places(), "other rows were packed");
-    let (outputs, tiles) = (weight.rows() / experts, max_tiles(sorted.slots(), experts));
+    let routing = Routing { experts, top_k, softmax_before: false, renormalize: false };
+    let tile = tile_slots(end.saturating_sub(first), &routing);
+    let tiles = max_tiles(sorted.slots(), experts, tile);
     assert!(x.places + TILE_WORDS * tiles <= words.len(), "too few words");
-    place.check(out, end * top_k, outputs);
-    let mut params = params(gpu, out, place, x, weight, bias);
-    params.rows = outputs as i32;
+    place.check(out, end * top_k, width(outputs, experts, ending));
+    let mut params = params(out, place, x, outputs, experts, ending);
     params.order = words.address();
     params.tiles = words.address() + 4 * x.places as u64;
-    // No row chooses an expert twice.
-    launch(gpu, weight, tiles, (end - first).min(TOKENS), &params)
+    launch(gpu, outputs[0].weight.kind(), tiles, tile, &mut params)
 }

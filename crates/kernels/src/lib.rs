@@ -36,7 +36,10 @@ pub use driver::{DeviceInfo, Gpu, Graph};
 pub use elementwise::{add, soft_cap};
 pub use embed::{add_rows, embed, gather};
 pub use error::CudaError;
-pub use gemm::{Sorted, gemm, gemm_sorted, sort_slots, sorted_places, sorted_words};
+pub use gemm::{
+    Sorted, Sums, can_gate, can_gate_sorted, gemm, gemm_sorted, sort_slots, sorted_places,
+    sorted_words,
+};
 pub use images::{BUILT, Built};
 pub use memory::{Arena, Buf, Element, Landing};
 pub use moe::{Routing, combine, group_slots, group_words, route};

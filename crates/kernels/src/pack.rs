@@ -4,6 +4,7 @@ use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::gemm::Sorted;
 use crate::memory::{Arena, Buf};
+use crate::norm::Norm;
 use crate::params::PackParams;
 use crate::weights::Matrix;
 
@@ -74,25 +75,34 @@ impl Packed {
         order: Option<u64>,
         slots_per_row: usize,
         count: usize,
+        norm: Option<Norm<'_>>,
     ) -> Result<(), CudaError> {
         let halves = self.places * self.cols.next_multiple_of(COLS);
         assert!(halves <= self.halves.len() && self.places <= self.scales.len(), "no such room");
         let (tokens16, scales) = self.addresses();
+        let norm_bias = norm.and_then(|norm| norm.bias);
+        assert!(norm.is_none_or(|norm| norm.weight.len() >= self.cols), "the norm is too short");
+        assert!(norm_bias.is_none_or(|bias| bias.len() >= self.cols), "its bias is too short");
         let params = PackParams {
             x,
             order: order.unwrap_or(0),
+            norm_weight: norm.map_or(0, |norm| norm.weight.address()),
+            norm_bias: norm_bias.map_or(0, Buf::address),
             tokens16,
             scales,
             cols: self.cols as i32,
             places: self.places as i32,
             slots_per_row: slots_per_row as i32,
             piece: self.piece as i32,
+            centered: norm.is_some_and(|norm| norm.centered).into(),
+            eps: norm.map_or(0.0, |norm| norm.eps),
         };
-        gpu.launch("pack", [count, 1, 1], 256, 0, &params)
+        let shared = 4 * self.cols.next_multiple_of(COLS);
+        gpu.launch_early("pack", [count, 1, 1], 256, shared, &params)
     }
 
-    /// Packs the rows of `x`, which is (rows, weight columns), from `first` to before `end`, for products with `weight` and with
-    /// what [`Packed::suits`].
+    /// Packs the rows of `x`, which is (rows, weight columns), from `first` to before `end`, normed first if there is a norm, for
+    /// products with `weight` and with what [`Packed::suits`].
     ///
     /// # Errors
     /// When the driver fails.
@@ -102,17 +112,18 @@ impl Packed {
         x: &Buf<f32>,
         weight: &Matrix,
         (first, end): (usize, usize),
+        norm: Option<Norm<'_>>,
     ) -> Result<(), CudaError> {
         let cols = weight.cols();
         assert!(end * cols <= x.len(), "x is too short");
         (self.cols, self.piece, self.rows) = (cols, weight.piece(), (first, end));
         let count = end.saturating_sub(first);
         self.places = count.next_multiple_of(PLACES);
-        self.launch(gpu, x.address() + (4 * first * cols) as u64, None, 1, count)
+        self.launch(gpu, x.address() + (4 * first * cols) as u64, None, 1, count, norm)
     }
 
     /// Packs what the sorted slots take of `x`, for products with `weight` and with what [`Packed::suits`]: `x` is (rows, weight
-    /// columns), or (slots, weight columns) with `by_slot`.
+    /// columns), or (slots, weight columns) with `by_slot`, and normed first if there is a norm.
     ///
     /// # Errors
     /// When the driver fails.
@@ -123,6 +134,7 @@ impl Packed {
         weight: &Matrix,
         sorted: Sorted<'_>,
         by_slot: bool,
+        norm: Option<Norm<'_>>,
     ) -> Result<(), CudaError> {
         let (end, cols) = (sorted.rows.1, weight.cols());
         let x_rows = if by_slot { end * sorted.top_k } else { end };
@@ -131,7 +143,7 @@ impl Packed {
         (self.rows, self.places) = (sorted.rows, sorted.places());
         let slots_per_row = if by_slot { 1 } else { sorted.top_k };
         let order = Some(sorted.words.address());
-        self.launch(gpu, x.address(), order, slots_per_row, self.places)
+        self.launch(gpu, x.address(), order, slots_per_row, self.places, norm)
     }
 }
 

@@ -46,6 +46,21 @@ pub(crate) struct Part {
 
 const _: () = assert!(size_of::<Part>() == 56);
 
+/// A matrix of a product of many rows, or some of its rows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GemmPart {
+    pub weight: Planes,
+    pub largest: u64,
+    pub bias: u64,
+    pub rows: i32,
+    pub first_row: i32,
+    pub matrix_rows: i32,
+    pub start: i32,
+}
+
+const _: () = assert!(size_of::<GemmPart>() == 64);
+
 params! {
     RepackParams, 48 {
         blocks: u64,
@@ -115,39 +130,45 @@ params! {
         alpha: f32,
         unused: i32,
     }
-    PackParams, 48 {
+    PackParams, 72 {
         x: u64,
         order: u64,
+        norm_weight: u64,
+        norm_bias: u64,
         tokens16: u64,
         scales: u64,
         cols: i32,
         places: i32,
         slots_per_row: i32,
         piece: i32,
+        centered: i32,
+        eps: f32,
     }
     LargestParams, 48 {
         weight: Planes,
         largest: u64,
         pieces: i64,
     }
-    GemmParams, 128 {
-        weight: Planes,
-        largest: u64,
+    GemmParams, 288 {
+        parts: [GemmPart; 3],
         tokens16: u64,
         scales: u64,
-        bias: u64,
         out: u64,
         tiles: u64,
         order: u64,
-        rows: i32,
+        n_parts: i32,
         cols: i32,
         chunks: i32,
         tokens: i32,
         places: i32,
         out_stride: i32,
-        accumulate: i32,
+        ending: i32,
+        activation: i32,
         stages: i32,
         tile_tokens: i32,
+        splits: i32,
+        limit: f32,
+        alpha: f32,
         unused: i32,
     }
     SortParams, 48 {
@@ -159,7 +180,7 @@ params! {
         n_experts: i32,
         places: i32,
         max_tiles: i32,
-        unused: i32,
+        tile_slots: i32,
     }
     ActivateParams, 56 {
         gate: u64,

@@ -214,7 +214,7 @@ fn params(
 }
 
 /// Outputs of one row.
-fn width(outputs: &[Outputs<'_>], experts: usize, ending: Ending) -> usize {
+pub(crate) fn width(outputs: &[Outputs<'_>], experts: usize, ending: Ending) -> usize {
     let all: usize = outputs.iter().map(|outputs| outputs.weight.rows() / experts).sum();
     if matches!(ending, Ending::Gated(_)) { all / 2 } else { all }
 }

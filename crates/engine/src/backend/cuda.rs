@@ -12,6 +12,7 @@ mod plan;
 mod products;
 mod routes;
 mod terms;
+mod wide;
 
 pub use device::{CudaDevice, device, kernels, read_bandwidth};
 pub use plan::CudaPlan;

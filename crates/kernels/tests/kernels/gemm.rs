@@ -2,8 +2,9 @@
 
 use crate::common::{Random, Stored, assert_near, bits, cols, distance, gpu, run};
 use oxgpt_kernels::{
-    Arena, Buf, Gpu, Matrix, Packed, PackedRoom, Place, Routing, Sorted, WeightType, gemm,
-    gemm_sorted, sort_slots, sorted_places, sorted_words,
+    Activation, Arena, Buf, Ending, Gated, Gpu, Matrix, Norm, Outputs, Packed, PackedRoom, Place,
+    Routing, Sorted, Sums, WeightType, can_gate_sorted, gemm, gemm_sorted, sort_slots,
+    sorted_places, sorted_words,
 };
 
 /// Operands have 11 significant bits.
@@ -35,10 +36,11 @@ fn multiply(gpu: &Gpu, matrix: &Matrix, x: &[f32], bias: Option<&Buf<f32>>) -> V
     let tokens = x.len() / matrix.cols();
     let x = Buf::from_slice(gpu, x).unwrap();
     let mut packed = room(gpu, tokens, matrix.cols());
-    packed.rows(gpu, &x, matrix, (0, tokens)).unwrap();
+    packed.rows(gpu, &x, matrix, (0, tokens), None).unwrap();
     let place = Place { start: 0, stride: matrix.rows() };
     run(gpu, tokens * matrix.rows(), None, |out| {
-        gemm(gpu, out, place, &packed, matrix, bias, false)
+        let outputs = [Outputs { weight: matrix, bias }];
+        gemm(gpu, out, place, &packed, &outputs, Ending::Store, Sums::InOrder)
     })
 }
 
@@ -91,11 +93,12 @@ fn some_rows_beside_others_and_added() {
         let x = random.normals(end * 96);
         let on_device = Buf::from_slice(&gpu, &x).unwrap();
         let mut packed = room(&gpu, end - first, 96);
-        packed.rows(&gpu, &on_device, &matrix, (first, end)).unwrap();
+        packed.rows(&gpu, &on_device, &matrix, (first, end), None).unwrap();
         let start = random.normals(end * 80);
         let found = run(&gpu, end * 80, Some(&start), |out| {
             let place = Place { start: 5, stride: 80 };
-            gemm(&gpu, out, place, &packed, &matrix, None, true)
+            let outputs = [Outputs { weight: &matrix, bias: None }];
+            gemm(&gpu, out, place, &packed, &outputs, Ending::Add, Sums::InOrder)
         });
         let mut all: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
         for (row, x) in x.chunks(96).enumerate().skip(first) {
@@ -144,12 +147,13 @@ fn experts_get_their_slots() {
             let x = random.normals(x_rows * cols);
             let x_on_device = Buf::from_slice(&gpu, &x).unwrap();
             let mut packed = room(&gpu, sorted_places(&routing, rows), cols);
-            packed.slots(&gpu, &x_on_device, &matrix, sorted, by_slot).unwrap();
+            packed.slots(&gpu, &x_on_device, &matrix, sorted, by_slot, None).unwrap();
             let slots = rows * top_k;
             let start = vec![0.0; slots * outputs];
             let found = run(&gpu, slots * outputs, Some(&start), |out| {
-                let (place, bias) = (Place { start: 0, stride: outputs }, Some(&bias_on_device));
-                gemm_sorted(&gpu, out, place, &packed, &matrix, bias, sorted)
+                let place = Place { start: 0, stride: outputs };
+                let outputs = [Outputs { weight: &matrix, bias: Some(&bias_on_device) }];
+                gemm_sorted(&gpu, out, place, &packed, &outputs, Ending::Store, sorted)
             });
             let mut all = Vec::new();
             for (slot, expert) in chosen.iter().enumerate() {
@@ -162,6 +166,148 @@ fn experts_get_their_slots() {
                 }
             }
             assert_near(&found, &all, TOLERANCE, &format!("{what}, by slot: {by_slot}"));
+        }
+    }
+}
+
+/// Several matrices, a norm before them, every ending, and sums in order and in parts.
+#[test]
+fn norms_parts_and_endings() {
+    let Some(gpu) = gpu() else { return };
+    for (kind, wide, outputs) in [
+        (WeightType::Q8_0, 2880, [130, 64, 5]),
+        (WeightType::MXFP4, 704, [64, 3, 200]),
+        (WeightType::F16, 1601, [40, 129, 128]),
+        (WeightType::Q6_K, 1024, [16, 16, 16]),
+    ] {
+        let mut random = Random(kind as u64 + 6000);
+        let cols = cols(kind, wide);
+        let stored = outputs.map(|rows| Stored::random(kind, [rows, cols], &mut random));
+        let matrices = stored.each_ref().map(|stored| stored.upload(&gpu));
+        let biases = outputs.map(|rows| random.normals(rows));
+        let on_device = biases.each_ref().map(|bias| Buf::from_slice(&gpu, bias).unwrap());
+        let norm_weight = random.normals(cols);
+        let norm_weight_on_device = Buf::from_slice(&gpu, &norm_weight).unwrap();
+        let (stride, activation) = (outputs.iter().sum::<usize>(), Activation::Silu);
+        for tokens in [1, 9, 20, 64, 100, 200] {
+            let x = random.normals(tokens * cols);
+            let x_on_device = Buf::from_slice(&gpu, &x).unwrap();
+            let normed: Vec<f64> = x
+                .chunks(cols)
+                .flat_map(|x| {
+                    let squares = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                    let scale = 1.0 / (squares / cols as f64 + 1e-5).sqrt();
+                    let norm = x.iter().zip(&norm_weight);
+                    norm.map(move |(x, w)| f64::from(*x) * scale * f64::from(*w))
+                })
+                .collect();
+            let norm =
+                Norm { weight: &norm_weight_on_device, bias: None, eps: 1e-5, centered: false };
+            let mut packed = room(&gpu, tokens, cols);
+            packed.rows(&gpu, &x_on_device, &matrices[0], (0, tokens), Some(norm)).unwrap();
+            let mut sums = Vec::new();
+            for x in normed.chunks(cols) {
+                for (stored, bias) in stored.iter().zip(&biases) {
+                    for (row, bias) in bias.iter().enumerate() {
+                        let terms = x.iter().zip(stored.row(row)).map(|(x, w)| x * f64::from(*w));
+                        sums.push(terms.sum::<f64>() + f64::from(*bias));
+                    }
+                }
+            }
+            let silu = |x: f64| x / (1.0 + (-x).exp());
+            let old = random.normals(tokens * stride);
+            for order in [Sums::InOrder, Sums::Parts] {
+                let parts: Vec<Outputs<'_>> = matrices
+                    .iter()
+                    .zip(&on_device)
+                    .map(|(weight, bias)| Outputs { weight, bias: Some(bias) })
+                    .collect();
+                let multiply = |ending, start: Option<&[f32]>| {
+                    run(&gpu, tokens * stride, start, |out| {
+                        let place = Place { start: 0, stride };
+                        gemm(&gpu, out, place, &packed, &parts, ending, order)
+                    })
+                };
+                let what = format!("{kind:?}, {tokens} tokens, {order:?}");
+                assert_near(&multiply(Ending::Store, None), &sums, TOLERANCE, &what);
+                let added: Vec<f64> =
+                    sums.iter().zip(&old).map(|(sum, old)| sum + f64::from(*old)).collect();
+                assert_near(&multiply(Ending::Add, Some(&old)), &added, TOLERANCE, &what);
+                let activated: Vec<f64> = sums.iter().map(|sum| silu(*sum)).collect();
+                let found = multiply(Ending::Activate(activation), None);
+                assert_near(&found, &activated, 2e-3, &what);
+            }
+        }
+    }
+}
+
+/// A gate and an up in two matrices, or in one, of experts and of all rows.
+#[test]
+fn gates_and_ups() {
+    let Some(gpu) = gpu() else { return };
+    let clamped = Gated::ClampedSwiglu { limit: 7.0, alpha: 1.702 };
+    for (kind, in_one) in
+        [(WeightType::MXFP4, false), (WeightType::MXFP4, true), (WeightType::Q8_0, false)]
+    {
+        let mut random = Random(kind as u64 + 7000);
+        let (experts, top_k, width, cols) = (6, 2, 70, cols(kind, 320));
+        let count = if in_one { 1 } else { 2 };
+        let rows_of_expert = 2 * width / count;
+        let stored: Vec<Stored> = (0..count)
+            .map(|_| Stored::random(kind, [experts * rows_of_expert, cols], &mut random))
+            .collect();
+        let matrices: Vec<Matrix> = stored.iter().map(|stored| stored.upload(&gpu)).collect();
+        let biases: Vec<Vec<f32>> =
+            (0..count).map(|_| random.normals(experts * rows_of_expert)).collect();
+        let on_device: Vec<Buf<f32>> =
+            biases.iter().map(|bias| Buf::from_slice(&gpu, bias).unwrap()).collect();
+        let outputs: Vec<Outputs<'_>> = matrices
+            .iter()
+            .zip(&on_device)
+            .map(|(weight, bias)| Outputs { weight, bias: Some(bias) })
+            .collect();
+        // The gate and the up number `i` of an expert for a row.
+        let gated = |x: &[f32], expert: usize, i: usize| {
+            let value = |matrix: usize, row: usize| {
+                let row = expert * rows_of_expert + row;
+                expected(&stored[matrix], x, row..row + 1, Some(&biases[matrix]))[0]
+            };
+            let (gate, up) = match in_one {
+                true => (value(0, i), value(0, width + i)),
+                false => (value(0, i), value(1, i)),
+            };
+            let (gate, up) = (gate.min(7.0), up.clamp(-7.0, 7.0));
+            gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
+        };
+        for rows in [5, 40, 64, 130] {
+            let x = random.normals(rows * cols);
+            let x_on_device = Buf::from_slice(&gpu, &x).unwrap();
+            let chosen: Vec<i32> = (0..rows)
+                .flat_map(|_| {
+                    let start = random.below(experts);
+                    (0..top_k).map(move |k| ((start + k) % experts) as i32)
+                })
+                .collect();
+            let routing = Routing { experts, top_k, softmax_before: false, renormalize: false };
+            let mut words = Buf::new(&gpu, sorted_words(&routing, rows)).unwrap();
+            let chosen_on_device = Buf::from_slice(&gpu, &chosen).unwrap();
+            sort_slots(&gpu, &mut words, &chosen_on_device, (0, rows), routing).unwrap();
+            let sorted = Sorted { words: &words, rows: (0, rows), top_k, experts };
+            assert!(can_gate_sorted(rows, routing), "{rows} rows");
+            let mut packed = room(&gpu, sorted_places(&routing, rows), cols);
+            packed.slots(&gpu, &x_on_device, &matrices[0], sorted, false, None).unwrap();
+            let found = run(&gpu, rows * top_k * width, None, |out| {
+                let (place, ending) = (Place { start: 0, stride: width }, Ending::Gated(clamped));
+                gemm_sorted(&gpu, out, place, &packed, &outputs, ending, sorted)
+            });
+            let all: Vec<f64> = (0..rows * top_k * width)
+                .map(|i| {
+                    let slot = i / width;
+                    let x = &x[slot / top_k * cols..][..cols];
+                    gated(x, chosen[slot] as usize, i % width)
+                })
+                .collect();
+            assert_near(&found, &all, 2e-3, &format!("{kind:?}, {rows} rows"));
         }
     }
 }

@@ -32,6 +32,9 @@ impl Cuda {
         batch: &Batch,
         s: &mut Scratch<Cuda>,
     ) -> bool {
+        if self.exact == 0 {
+            return self.wide(decoder, layout, kv, batch, s);
+        }
         if batch.rows() != self.exact || batch.wants_hidden {
             return false;
         }
@@ -188,7 +191,12 @@ impl Cuda {
         true
     }
 
-    fn head(&mut self, decoder: &Decoder<Weights, Vector>, batch: &Batch, s: &mut Scratch<Cuda>) {
+    pub(super) fn head(
+        &mut self,
+        decoder: &Decoder<Weights, Vector>,
+        batch: &Batch,
+        s: &mut Scratch<Cuda>,
+    ) {
         let (count, stride) = (batch.logit_rows.len(), decoder.head.rows);
         s.logits.set(count, stride);
         if count == 0 {
@@ -252,22 +260,22 @@ impl Cuda {
     }
 }
 
-fn outputs(linear: &Linear<Weights, Vector>) -> Outputs<'_> {
+pub(super) fn outputs(linear: &Linear<Weights, Vector>) -> Outputs<'_> {
     let (weight, bias) = weight_and_bias(linear);
     Outputs { weight, bias }
 }
 
-fn same_kind(a: &Linear<Weights, Vector>, b: &Linear<Weights, Vector>) -> bool {
+pub(super) fn same_kind(a: &Linear<Weights, Vector>, b: &Linear<Weights, Vector>) -> bool {
     let kind = |linear: &Linear<Weights, Vector>| linear.weight.as_ref().map(Matrix::kind);
     kind(a) == kind(b)
 }
 
 /// Whether the weights are there and of one type.
-fn alike(linears: &[Linear<Weights, Vector>]) -> bool {
+pub(super) fn alike(linears: &[Linear<Weights, Vector>]) -> bool {
     linears.iter().all(|linear| linear.weight.is_some() && same_kind(linear, &linears[0]))
 }
 
-fn ending(nonlinearity: Nonlinearity) -> Ending {
+pub(super) fn ending(nonlinearity: Nonlinearity) -> Ending {
     match nonlinearity {
         Nonlinearity::Plain(activation) => Ending::Activate(kernel_activation(activation)),
         Nonlinearity::Gated(activation) => {

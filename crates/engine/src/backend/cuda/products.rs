@@ -2,17 +2,24 @@
 //!
 //! The first rows of a batch were generated, and are exact, unless there are many; prompts follow, on the tensor cores.
 
-use super::{Buffer, Cuda, attempt, present, present_mut, weight_and_bias};
+use super::decode::{outputs, same_kind};
+use super::{Buffer, Cuda, attempt, present, present_mut};
 use crate::model::spec::Linear;
-use oxgpt_kernels::{Buf, Matrix, Place};
+use oxgpt_kernels::{Buf, Ending, Matrix, Outputs, Place, Sums};
 
 /// More generated tokens than these, each of a sequence of its own, are multiplied on the tensor cores, as prompts are: then every
 /// weight is read and unpacked once for all of them, not once for each eight.
 pub(super) const MOST_EXACT_ROWS: usize = 8;
 
-/// So few outputs, of a router or of the keys of few heads, are computed sooner in f32 for many generated tokens: on the tensor
-/// cores they keep four multiprocessors busy. For the rows of prompts, which are many more, they are not.
-const FEW_OUTPUTS: usize = 512;
+/// Matrices that one launch takes.
+const MOST_AT_ONCE: usize = 3;
+
+/// Neighbours that one launch takes.
+pub(super) fn at_once(
+    linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
+) -> impl Iterator<Item = &[Linear<Option<Matrix>, Option<Buf<f32>>>]> {
+    linears.chunk_by(same_kind).flat_map(|alike| alike.chunks(MOST_AT_ONCE))
+}
 
 impl Cuda {
     /// `out = x * weight.transposed() + bias` for each of `linears`, one beside another, or added to `out`.
@@ -23,29 +30,33 @@ impl Cuda {
         linears: &[Linear<Option<Matrix>, Option<Buf<f32>>>],
         accumulate: bool,
     ) {
-        let Cuda { gpu, failure, packed, generated, exact, .. } = self;
+        let Cuda { gpu, failure, packed, exact, .. } = self;
         attempt(failure, || {
             let (stride, rows) = (out.width, x.rows);
             let (out, data) = (present_mut(&mut out.data), present(&x.data));
+            let ending = if accumulate { Ending::Add } else { Ending::Store };
+            let exact = rows.min(*exact);
             let mut start = 0;
-            // The first of the rows that are packed.
-            let mut packed_from = None;
-            for linear in linears {
-                let (weight, bias) = weight_and_bias(linear);
-                let place = Place { start, stride };
-                let is_small = weight.rows() <= FEW_OUTPUTS;
-                let exact = rows.min(if is_small { *generated } else { *exact });
-                if exact > 0 {
-                    oxgpt_kernels::product(gpu, out, place, data, weight, bias, exact, accumulate)?;
-                }
+            for linears in at_once(linears) {
+                let outputs: Vec<Outputs<'_>> = linears.iter().map(outputs).collect();
                 if rows > exact {
-                    if packed_from != Some(exact) || !packed.suits(weight) {
-                        packed.rows(gpu, data, weight, (exact, rows))?;
-                        packed_from = Some(exact);
+                    let weight = outputs[0].weight;
+                    if start == 0 || !packed.suits(weight) {
+                        packed.rows(gpu, data, weight, (exact, rows), None)?;
                     }
-                    oxgpt_kernels::gemm(gpu, out, place, packed, weight, bias, accumulate)?;
+                    let place = Place { start, stride };
+                    let sums = Sums::InOrder;
+                    oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, ending, sums)?;
                 }
-                start += weight.rows();
+                for Outputs { weight, bias } in outputs {
+                    let place = Place { start, stride };
+                    if exact > 0 {
+                        oxgpt_kernels::product(
+                            gpu, out, place, data, weight, bias, exact, accumulate,
+                        )?;
+                    }
+                    start += weight.rows();
+                }
             }
             Ok(())
         });
@@ -61,8 +72,9 @@ impl Cuda {
             if *exact == *generated {
                 return oxgpt_kernels::product(gpu, out, place, data, weight, None, x.rows, false);
             }
-            packed.rows(gpu, data, weight, (0, x.rows))?;
-            oxgpt_kernels::gemm(gpu, out, place, packed, weight, None, false)
+            packed.rows(gpu, data, weight, (0, x.rows), None)?;
+            let outputs = [Outputs { weight, bias: None }];
+            oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, Ending::Store, Sums::InOrder)
         });
     }
 }

@@ -1,7 +1,9 @@
 //! The experts of each row, and the products with them.
 
 use super::present;
-use oxgpt_kernels::{Buf, CudaError, Gpu, Grouped, Matrix, Packed, Place, Routing, Sorted};
+use oxgpt_kernels::{
+    Buf, CudaError, Ending, Gpu, Grouped, Matrix, Outputs, Packed, Place, Routing, Sorted,
+};
 
 /// The experts of each row, their weights, and what the products with them need.
 pub struct Routes {
@@ -49,9 +51,11 @@ impl Routes {
             }
             if rows > exact {
                 if start == 0 || !packed.suits(weight) {
-                    packed.slots(gpu, x, weight, sorted, by_slot)?;
+                    packed.slots(gpu, x, weight, sorted, by_slot, None)?;
                 }
-                oxgpt_kernels::gemm_sorted(gpu, out, place, packed, weight, bias, sorted)?;
+                let outputs = [Outputs { weight, bias }];
+                let ending = Ending::Store;
+                oxgpt_kernels::gemm_sorted(gpu, out, place, packed, &outputs, ending, sorted)?;
             }
             start += weight.rows() / experts;
         }
