@@ -93,7 +93,7 @@ pub fn chat(model_args: &ModelArgs, args: &ChatArgs) -> Result<()> {
             "{file}: the model has no chat template, which chat needs (`oxgpt run` continues a text)"
         );
     };
-    let (engine, _) = open::engine(&model, model_args, &args.engine)?;
+    let (engine, _) = open::answering(&model, model_args, &args.engine, args.speculate)?;
     let interrupts = Interrupts::listen().context("cannot watch for Ctrl-C")?;
     let mut lines = Lines::open()?;
     if lines.is_terminal() {

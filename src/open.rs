@@ -9,6 +9,7 @@ use oxgpt_engine::backend::cpu::simd::Isa;
 use oxgpt_engine::backend::cuda;
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, MemoryPlan, PrefixSharing};
 use oxgpt_engine::model::Model;
+use oxgpt_engine::speculation::Speculation;
 use oxgpt_engine::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -104,6 +105,22 @@ pub fn planned_device(arg: DeviceArg) -> Result<Device> {
 pub fn engine(model: &Model, args: &ModelArgs, engine: &EngineArgs) -> Result<(Engine, Device)> {
     let options = options(args, engine)?;
     Ok((load(model, &options)?, options.device))
+}
+
+/// As [`engine`], for answers; with `speculate`, what may follow is computed ahead where that pays.
+pub fn answering(
+    model: &Model,
+    args: &ModelArgs,
+    engine: &EngineArgs,
+    speculate: bool,
+) -> Result<(Engine, Device)> {
+    let options = EngineOptions { speculation: speculation(speculate), ..options(args, engine)? };
+    Ok((load(model, &options)?, options.device))
+}
+
+/// What `--speculate` asks for.
+pub fn speculation(speculate: bool) -> Speculation {
+    if speculate { Speculation::WhereItPays } else { Speculation::Off }
 }
 
 /// What the command line says about how to run a model.

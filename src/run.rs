@@ -53,6 +53,11 @@ struct Timings {
     prompt_seconds: f64,
     generated_tokens: usize,
     generate_seconds: f64,
+    /// Tokens of drafts, and those of them that were chosen; with `--speculate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drafted_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_tokens: Option<u64>,
 }
 
 /// The top-level entry point for `run`.
@@ -63,7 +68,7 @@ pub fn run(model_args: &ModelArgs, args: &RunArgs) -> Result<()> {
     let prompt = prompt_tokens(&model, format.as_ref(), args)?;
     let constraint = constraint(&model, format.as_ref(), args, &prompt)?;
     let sampling = sampling(&model, &args.sampling);
-    let (mut engine, device) = open::engine(&model, model_args, &args.engine)?;
+    let (mut engine, device) = open::answering(&model, model_args, &args.engine, args.speculate)?;
     let request = Request {
         tokens: prompt.clone(),
         max_tokens: args.max_tokens,
@@ -79,11 +84,14 @@ pub fn run(model_args: &ModelArgs, args: &RunArgs) -> Result<()> {
     let out = Output::new(reader, stop, !args.json, !args.chat_options.hide_reasoning);
     let answer = generate(&mut engine, request, out, &|| false)?;
 
+    let speculated = args.speculate.then(|| engine.speculated());
     let timings = Timings {
         prompt_tokens: prompt.len(),
         prompt_seconds: answer.prompt_time.as_secs_f64(),
         generated_tokens: answer.tokens.len(),
         generate_seconds: answer.generate_time.as_secs_f64(),
+        drafted_tokens: speculated.map(|speculated| speculated.drafted),
+        kept_tokens: speculated.map(|speculated| speculated.kept),
     };
     let logprobs = args.sampling.logprobs.map(|_| answer.token_reports(tokenizer));
     let parts = answer.spoken.parts.as_ref();
@@ -249,8 +257,12 @@ pub fn reader<'a>(tokenizer: Option<&'a Tokenizer>, format: Option<&ChatFormat>)
 
 fn print_timings(timings: &Timings) {
     let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
+    let drafts = match (timings.drafted_tokens, timings.kept_tokens) {
+        (Some(drafted), Some(kept)) => format!(", {kept} of {drafted} drafted ones kept"),
+        _ => String::new(),
+    };
     eprintln!(
-        "prompt: {} tokens in {:.3} s ({:.1} tokens/s); generated: {} tokens, {:.1} tokens/s after the first",
+        "prompt: {} tokens in {:.3} s ({:.1} tokens/s); generated: {} tokens, {:.1} tokens/s after the first{drafts}",
         timings.prompt_tokens,
         timings.prompt_seconds,
         rate(timings.prompt_tokens, timings.prompt_seconds),

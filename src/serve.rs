@@ -117,7 +117,12 @@ fn run(app: &'static App, model_args: &ModelArgs, args: &ServeArgs) -> Result<()
         }
     };
     let options = open::options(model_args, &args.engine)?;
-    let options = EngineOptions { sequences: args.sequences, kv_tokens: args.kv_tokens, ..options };
+    let options = EngineOptions {
+        sequences: args.sequences,
+        kv_tokens: args.kv_tokens,
+        speculation: open::speculation(args.speculate),
+        ..options
+    };
     let engine = open::load(model, &options)?;
     let (worker, thread) = Worker::new(args.sequences, args.queue, Arc::clone(&app.metrics));
     let served = Served {

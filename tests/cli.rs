@@ -95,6 +95,24 @@ fn the_same_seed_gives_the_same_answer_on_any_number_of_threads() {
 }
 
 #[test]
+fn an_answer_is_the_same_with_speculation() {
+    let prompt = "one two three four five one two three four five one two three";
+    for temperature in ["0", "0.6"] {
+        let run = |speculate: &[&str]| {
+            let args = ["run", "--json", "--device", "cpu", "-n", "90", "--seed", "4"];
+            json(
+                oxgpt().args(args).args(["--temperature", temperature]).args(speculate).arg(prompt),
+            )
+        };
+        let (plain, speculated) = (run(&[]), run(&["--speculate"]));
+        assert_eq!(plain["tokens"], speculated["tokens"]);
+        assert!(plain["timings"]["drafted_tokens"].is_null());
+        let count = |key: &str| speculated["timings"][key].as_u64().unwrap();
+        assert!(count("kept_tokens") <= count("drafted_tokens"), "{speculated}");
+    }
+}
+
+#[test]
 fn the_streamed_text_is_the_text_of_the_report() {
     let args = ["run", "--seed", "3", "-n", "25", "In the beginning"];
     let streamed = stdout(oxgpt().args(args));

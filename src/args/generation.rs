@@ -38,6 +38,9 @@ pub struct RunArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Where the same tokens stood before, compute what followed them together with the token before it, if that pays: the same answer, sooner
+    #[arg(long, help_heading = "Engine")]
+    pub speculate: bool,
 }
 
 /// Talk with a model.
@@ -55,6 +58,9 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Where the same tokens stood before, compute what followed them together with the token before it, if that pays: the same answer, sooner
+    #[arg(long, help_heading = "Engine")]
+    pub speculate: bool,
 }
 
 /// What a conversation is given beside its messages.

@@ -62,6 +62,9 @@ pub struct ServeArgs {
     pub log: Log,
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// Where the same tokens stood before, compute what followed them together with the token before it, if that pays: the same answers, sooner
+    #[arg(long, help_heading = "Engine", env = "OXGPT_SPECULATE")]
+    pub speculate: bool,
 }
 
 fn parse_key(text: &str) -> Result<String, String> {

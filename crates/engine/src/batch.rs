@@ -15,7 +15,7 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Whether each sequence is rotated as the long ones are; see [`crate::model::spec::Longer`].
     pub is_long: Vec<bool>,
-    /// How many of the first rows are tokens that were generated, each of a sequence of its own; the others are of prompts. A
+    /// How many of the first rows are tokens that were generated, or that may be: drafts. The others are of prompts. A
     /// backend may compute prompts in another way, so a row is one or the other whatever is beside it.
     pub generated: usize,
     /// Where the rows of each sequence start; one entry more than there are sequences.

@@ -24,7 +24,9 @@ use crate::model::executor::{Executor, load};
 use crate::sampler::{Allowed, Pick, Picked, Sampler, SamplingError, SamplingOptions};
 use crate::scheduler::{Plan, Scheduler};
 use crate::sequence::{Event, FinishReason, GenerationError, Request, Sequence, SequenceId};
+use crate::speculation::{Costs, Draft, Speculated, Speculation};
 use std::thread;
+use std::time::Instant;
 
 /// The most rows that get logits at once when a text is scored: enough to keep a product busy, few enough that the
 /// logits of a large vocabulary stay small.
@@ -56,12 +58,18 @@ pub struct Engine {
     next_id: u64,
     /// Tokens that are being chosen while those before them are handed out.
     ahead: Option<OnTheWay>,
+    /// What steps with and without drafts take.
+    costs: Costs,
+    speculated: Speculated,
 }
 
-/// The sequences that get a token from a batch that was begun, and the tokens where they had to be asked for.
+/// The sequences that get tokens from a batch that was begun, as often as they have choices, and the tokens where they had to be
+/// asked for.
 struct OnTheWay {
     ids: Vec<SequenceId>,
     picked: Option<Vec<Picked>>,
+    /// The sequences and the rows of a batch of nothing but generated tokens.
+    generated: Option<(usize, usize)>,
 }
 
 impl Engine {
@@ -113,13 +121,16 @@ impl Engine {
                     });
                 }
                 let cuda = cuda.as_ref().expect("a plan for a GPU was made");
-                let cuda = Cuda::new(ordinal, model, cuda, options.deterministic)?;
+                let speculates = options.speculation != Speculation::Off;
+                let cuda = Cuda::new(ordinal, model, cuda, options.deterministic, speculates)?;
                 load(cuda, model, layout.clone(), &groups, limits, &mut loaded)?
             }
         };
+        let mut scheduler = Scheduler::new(sequences, limits.rows, options.sharing);
+        scheduler.speculate(options.speculation);
         Ok(Engine {
             executor,
-            scheduler: Scheduler::new(sequences, limits.rows, options.sharing),
+            scheduler,
             groups: groups.len(),
             kv: KvPools::new(groups, limits.rows),
             context,
@@ -131,6 +142,8 @@ impl Engine {
             logits: Vec::new(),
             next_id: 0,
             ahead: None,
+            costs: Costs::default(),
+            speculated: Speculated::default(),
         })
     }
 
@@ -177,6 +190,7 @@ impl Engine {
             constraint: request.constraint,
             was_started: false,
             kv: None,
+            draft: Draft::default(),
         });
         Ok(id)
     }
@@ -206,6 +220,11 @@ impl Engine {
         self.scheduler.preemptions()
     }
 
+    /// What became of drafts so far.
+    pub fn speculated(&self) -> Speculated {
+        self.speculated
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
@@ -226,30 +245,50 @@ impl Engine {
     }
 
     fn work(&mut self, events: &mut Vec<Event>) -> Result<(), DeviceError> {
-        let OnTheWay { ids, picked } = match self.ahead.take() {
-            Some(ahead) => ahead,
-            None => match self.begin(events)? {
-                Some(ids) => OnTheWay { ids, picked: None },
-                None => return Ok(()),
-            },
+        let start = Instant::now();
+        let begun = match self.ahead.take() {
+            Some(ahead) => Some(ahead),
+            None => self.begin(events)?,
         };
+        let Some(OnTheWay { ids, picked, generated }) = begun else { return Ok(()) };
         if picked.is_none() && self.executor.runs_ahead() {
             let (groups, short) = (self.groups, self.short_context);
             if let Some(plan) = self.scheduler.plan_ahead(&ids, &mut self.kv, groups, short) {
                 self.executor.forward(&plan.batch)?;
                 let ids = self.choose(&plan.sampled, 1)?;
-                self.ahead = Some(OnTheWay { ids, picked: None });
+                let generated = Some((ids.len(), ids.len()));
+                self.ahead = Some(OnTheWay { ids, picked: None, generated });
             }
         }
         let picked = match picked {
             Some(picked) => picked,
             None => self.executor.chosen()?,
         };
+        let mut cost = None;
+        if let Some((sequences, rows)) = generated {
+            self.costs.add(rows, start.elapsed().as_secs_f64());
+            cost = self.costs.ratio(rows, sequences);
+        }
+        // The sequence whose further choices do not count: they follow tokens that were not chosen.
+        let mut over = None;
         for (id, picked) in ids.into_iter().zip(picked) {
+            if over == Some(id) {
+                continue;
+            }
             let Some(sequence) = self.scheduler.running_mut(id) else { continue };
-            if !commit(sequence, picked, events) {
+            let goes_on = commit(sequence, picked, events);
+            let length = sequence.tokens.len();
+            let becomes_long = !sequence.is_long && is_long(self.short_context, length);
+            if goes_on && !becomes_long && sequence.keeps_draft() {
+                continue;
+            }
+            over = Some(id);
+            let Speculated { drafted, kept } = sequence.draft.judge(cost);
+            self.speculated.drafted += drafted;
+            self.speculated.kept += kept;
+            if !goes_on {
                 self.scheduler.remove(id, &mut self.kv);
-            } else if !sequence.is_long && is_long(self.short_context, sequence.tokens.len()) {
+            } else if becomes_long {
                 // What was stored so far was rotated otherwise.
                 self.scheduler.restart_as_long(id, &mut self.kv);
             }
@@ -257,8 +296,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Computes the next batch, if there is one, and begins to choose tokens for the sequences that it returns.
-    fn begin(&mut self, events: &mut Vec<Event>) -> Result<Option<Vec<SequenceId>>, DeviceError> {
+    /// Computes the next batch, if there is one, and begins to choose tokens.
+    fn begin(&mut self, events: &mut Vec<Event>) -> Result<Option<OnTheWay>, DeviceError> {
         let Plan { batch, sampled, started } = self.scheduler.plan(&mut self.kv, self.groups);
         let started = started.into_iter();
         events.extend(started.map(|(sequence, prefix)| Event::Started { sequence, prefix }));
@@ -273,21 +312,25 @@ impl Engine {
             let error = GenerationError::Constraint { message };
             events.push(Event::Failed { sequence, error });
         }
-        self.choose(&sampled, 0).map(Some)
+        let is_generated = batch.generated == batch.rows();
+        let generated = is_generated.then(|| (batch.sequences(), batch.rows()));
+        let ids = self.choose(&sampled, 0)?;
+        Ok(Some(OnTheWay { ids, picked: None, generated }))
     }
 
-    /// Begins to choose the next token of each of the `sampled` sequences that still run, by the logits of the last batch, and
-    /// returns them in their order. `ahead` of the tokens of each are not known yet.
+    /// Begins to choose the next tokens of each of the `sampled` sequences that still run, by the logits of the last batch, and
+    /// returns the sequence of each choice. `ahead` of the tokens of each are not known yet.
     fn choose(
         &mut self,
         sampled: &[SequenceId],
         ahead: usize,
     ) -> Result<Vec<SequenceId>, DeviceError> {
-        let (ids, mut picks): (Vec<SequenceId>, Vec<Pick<'_>>) = self
-            .scheduler
-            .sampled(sampled)
-            .map(|(sequence, row)| (sequence.id, sequence.pick(row, ahead)))
-            .unzip();
+        let (mut ids, mut picks) = (Vec::new(), Vec::new());
+        for (sequence, row) in self.scheduler.sampled(sampled) {
+            let id = sequence.id;
+            picks.extend(sequence.picks(row, ahead));
+            ids.resize(picks.len(), id);
+        }
         self.executor.choose(&mut picks)?;
         Ok(ids)
     }

@@ -48,6 +48,7 @@ pub mod quantize;
 pub mod sampler;
 mod scheduler;
 pub mod sequence;
+pub mod speculation;
 pub mod stop;
 pub mod synth;
 pub mod tokenizer;

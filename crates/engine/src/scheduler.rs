@@ -7,6 +7,8 @@
 //! A sequence starts when there are blocks for what it has now, and takes more as it grows. When they run out, the
 //! sequence that came last gives up its blocks for those before it: it waits again, in its old place, and later computes
 //! what it had once more, with the same result. So the one that came first always goes on, and each becomes the first.
+//!
+//! Where nothing but generated tokens is computed, a sequence may have a draft of the tokens after its own, as more rows.
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ mod tests;
 use crate::batch::{Batch, Logits};
 use crate::kv::{BLOCK_SIZE, KvPools, PrefixUse};
 use crate::sequence::{Constraint, Sequence, SequenceId};
+use crate::speculation::{MOST_ROWS, Speculation};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Sequences that wait and sequences that run, both in the order in which they came.
@@ -31,6 +34,7 @@ pub(crate) struct Scheduler {
     /// The most rows of one batch.
     max_rows: usize,
     sharing: PrefixSharing,
+    speculation: Speculation,
 }
 
 /// Which keys and values later sequences may take over, where they begin with the same tokens.
@@ -48,7 +52,7 @@ pub enum PrefixSharing {
 /// The next batch, and what it is for.
 pub(crate) struct Plan {
     pub batch: Batch,
-    /// The running sequences that get a token from it, in the order of its logit rows.
+    /// The running sequences that get tokens from it, each as often as it has logit rows, in their order.
     pub sampled: Vec<SequenceId>,
     /// The sequences that were waiting until now, and what they took over.
     pub started: Vec<(SequenceId, PrefixUse)>,
@@ -65,7 +69,13 @@ impl Scheduler {
             max_sequences,
             max_rows,
             sharing,
+            speculation: Speculation::Off,
         }
+    }
+
+    /// From now on, sequences are speculated about.
+    pub fn speculate(&mut self, speculation: Speculation) {
+        self.speculation = speculation;
     }
 
     pub fn submit(&mut self, sequence: Sequence) {
@@ -80,6 +90,7 @@ impl Scheduler {
     /// Starts what fits and lays out the next batch.
     pub fn plan(&mut self, kv: &mut KvPools, groups: usize) -> Plan {
         let started = self.admit(kv);
+        self.draft();
         let ends = self.take_blocks(kv);
         let mut plan = Plan { batch: Batch::new(groups), sampled: Vec::new(), started };
         // Generating sequences first: their users are reading.
@@ -91,13 +102,21 @@ impl Scheduler {
                     continue;
                 }
                 let blocks = sequence.kv.as_ref().expect("a running sequence has blocks");
-                let last = end == sequence.tokens.len();
-                let logits = if last { Logits::Last } else { Logits::None };
-                let tokens = &sequence.tokens[start..end];
-                plan.batch.push(tokens, start, sequence.is_long, &blocks.tables, logits);
-                sequence.computed = end;
+                let tables = &blocks.tables;
+                let known = end.min(sequence.tokens.len());
+                let last = known == sequence.tokens.len();
+                let tokens = &sequence.tokens[start..known];
+                let drafted = &sequence.draft.tokens;
+                if drafted.is_empty() {
+                    let logits = if last { Logits::Last } else { Logits::None };
+                    plan.batch.push(tokens, start, sequence.is_long, tables, logits);
+                } else {
+                    let tokens = [tokens, drafted].concat();
+                    plan.batch.push(&tokens, start, sequence.is_long, tables, Logits::All);
+                }
+                sequence.computed = known;
                 if last {
-                    plan.sampled.push(sequence.id);
+                    plan.sampled.extend(std::iter::repeat_n(sequence.id, 1 + drafted.len()));
                 }
             }
             if !prefill {
@@ -105,6 +124,26 @@ impl Scheduler {
             }
         }
         plan
+    }
+
+    /// Drafts that each sequence may have in a batch of nothing but generated tokens.
+    fn room_for_drafts(&self) -> usize {
+        let rows = MOST_ROWS.min(self.max_rows).checked_div(self.running.len());
+        rows.unwrap_or(0).saturating_sub(1)
+    }
+
+    /// Drafts what running sequences may go on with.
+    fn draft(&mut self) {
+        let are_generating = self.running.iter().all(|sequence| !sequence.in_prefill());
+        let room = if are_generating { self.room_for_drafts() } else { 0 };
+        for sequence in &mut self.running {
+            let length = sequence.tokens.len();
+            let is_free = sequence.can_run_ahead() && sequence.computed + 1 == length;
+            // The token chosen last needs no row.
+            let most =
+                if is_free { room.min(sequence.max_length.saturating_sub(length + 1)) } else { 0 };
+            sequence.draft.propose(&sequence.tokens, most, self.speculation);
+        }
     }
 
     /// Takes the blocks for the next rows of each running sequence, in the order in which they came, and says where these
@@ -118,10 +157,11 @@ impl Scheduler {
             let in_prefill = sequence.in_prefill();
             let wanted = match in_prefill {
                 true => sequence.prompt_tokens.min(start + rows_of_prompts),
-                false => start + 1,
+                false => start + 1 + sequence.draft.tokens.len(),
             };
             let blocks = sequence.kv.as_mut().expect("a running sequence has blocks");
             let end = kv.extend(blocks, start, wanted);
+            sequence.draft.tokens.truncate(end.saturating_sub(start + 1));
             if end == start && start < wanted && self.running.len() > ends.len() + 1 {
                 self.preempt_last(kv);
                 continue;
@@ -158,12 +198,16 @@ impl Scheduler {
         short_context: Option<usize>,
     ) -> Option<Plan> {
         let may_start = !self.waiting.is_empty() && self.running.len() < self.max_sequences;
+        let drafts = self.speculation != Speculation::Off && self.room_for_drafts() > 0;
+        let always = self.speculation == Speculation::Always;
         let place = |sequence: &Sequence| sampled.iter().position(|id| *id == sequence.id);
         let goes_on = |sequence: &Sequence| {
             // With the token that is on its way, it is as long as this.
             let length = sequence.tokens.len() + 1;
             let becomes_long = short_context.is_some_and(|short| length > short);
+            let may_draft = drafts && (always || sequence.draft.is_awake());
             place(sequence).is_some()
+                && !may_draft
                 && sequence.can_run_ahead()
                 && sequence.is_long == becomes_long
         };
@@ -187,6 +231,7 @@ impl Scheduler {
             let blocks = sequence.kv.as_ref().expect("a running sequence has blocks");
             plan.batch.push_follower(pick, position, sequence.is_long, &blocks.tables);
             sequence.computed = position + 1;
+            sequence.draft.rest();
             plan.sampled.push(sequence.id);
         }
         plan.batch.generated = plan.batch.rows();
@@ -309,7 +354,7 @@ impl Scheduler {
         self.running.iter_mut().find(|sequence| sequence.id == id)
     }
 
-    /// Those of `ids` that run, each with its place there.
+    /// Those of `ids` that run, each with its first place there.
     pub fn sampled(&mut self, ids: &[SequenceId]) -> impl Iterator<Item = (&mut Sequence, usize)> {
         let place = |sequence: &Sequence| ids.iter().position(|id| *id == sequence.id);
         self.running.iter_mut().filter_map(move |sequence| {

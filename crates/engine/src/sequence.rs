@@ -3,6 +3,7 @@
 use crate::backend::DeviceError;
 use crate::kv::{KvSequence, PrefixUse};
 use crate::sampler::{Allowed, Pick, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::speculation::Draft;
 use std::fmt;
 
 /// The name of a sequence, unique in its engine.
@@ -139,6 +140,8 @@ pub(crate) struct Sequence {
     pub was_started: bool,
     /// The blocks, while it runs.
     pub kv: Option<KvSequence>,
+    /// What it may go on with.
+    pub draft: Draft,
 }
 
 impl Sequence {
@@ -147,17 +150,32 @@ impl Sequence {
         self.max_length.saturating_sub(1).max(self.prompt_tokens)
     }
 
-    /// What the next token is chosen by, with the logits of row `row`, where `ahead` more tokens are there than are known yet.
-    pub fn pick(&mut self, row: usize, ahead: usize) -> Pick<'_> {
-        let length = self.tokens.len() + ahead;
-        let may_end = length >= self.min_length;
-        let allowed = Allowed {
-            mask: self.constraint.as_ref().and_then(|constraint| constraint.allowed()),
-            except: if may_end { &[] } else { &self.end_tokens },
-        };
-        let position = length as u64;
+    /// What the next token is chosen by, with the logits of row `row`, and those after each token of the draft, with the rows that
+    /// follow. `ahead` more tokens are there than are known yet.
+    pub fn picks(&mut self, row: usize, ahead: usize) -> impl Iterator<Item = Pick<'_>> {
+        let Sequence { sampler, draft, constraint, end_tokens, .. } = self;
+        let (length, min_length) = (self.tokens.len() + ahead, self.min_length);
         let (choice, logprobs) = (self.choice, self.logprobs);
-        Pick { row, sampler: &mut self.sampler, allowed, position, choice, logprobs }
+        let mask = constraint.as_ref().and_then(|constraint| constraint.allowed());
+        let end_tokens: &[u32] = end_tokens;
+        let drafted = draft.tokens.len();
+        while draft.samplers.len() < drafted {
+            draft.samplers.push(sampler.clone());
+        }
+        let samplers = std::iter::once(sampler).chain(&mut draft.samplers[..drafted]);
+        samplers.enumerate().map(move |(index, sampler)| {
+            let length = length + index;
+            let except = if length >= min_length { &[] } else { end_tokens };
+            let (row, position) = (row + index, length as u64);
+            Pick { row, sampler, allowed: Allowed { mask, except }, position, choice, logprobs }
+        })
+    }
+
+    /// Whether the token that was chosen last is the next of the draft: it is computed then, and the choice after it counts.
+    pub fn keeps_draft(&mut self) -> bool {
+        let keeps = self.tokens.last().is_some_and(|token| self.draft.keeps(*token));
+        self.computed += usize::from(keeps);
+        keeps
     }
 
     /// Whether the token after the next can be chosen without knowing the next.

@@ -27,6 +27,7 @@ use crate::model::spec::{
     AttentionShape, Choice, ChoiceWeights, Decoder, Linear, Nonlinearity, Norm, Rope, RopeStyle,
 };
 use crate::sampler::{Pick, Picked};
+use crate::speculation::MOST_ROWS;
 use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
@@ -122,6 +123,7 @@ fn attempt<T>(
 
 impl Cuda {
     /// Takes the memory of `plan` on a device, for `model`. With `deterministic`, a row has the same bits however many there are.
+    /// `speculates`: whether there will be drafts.
     ///
     /// # Errors
     /// When the device cannot be used or has less memory free.
@@ -130,9 +132,10 @@ impl Cuda {
         model: &Model,
         plan: &CudaPlan,
         deterministic: bool,
+        speculates: bool,
     ) -> Result<Self, DeviceError> {
         let gpu = open(ordinal)?;
-        Self::with_gpu(gpu, model, plan, deterministic)
+        Self::with_gpu(gpu, model, plan, deterministic, speculates)
             .map_err(|reason| DeviceError::Cuda { ordinal, reason })
     }
 
@@ -141,6 +144,7 @@ impl Cuda {
         model: &Model,
         plan: &CudaPlan,
         deterministic: bool,
+        speculates: bool,
     ) -> Result<Self, CudaError> {
         // Other models on the device must not be recorded with this one.
         let gpu = gpu.with_own_stream()?;
@@ -158,7 +162,8 @@ impl Cuda {
         }
         let shapes = || decoder.layers.iter().map(|layer| kernel_shape(&layer.attention.shape));
         let multiprocessors = gpu.info().multiprocessors as usize;
-        let passes = Passes::new(plan.sequences, |rows| {
+        let drafted = if speculates { MOST_ROWS.min(plan.batch.rows) } else { 0 };
+        let passes = Passes::new(plan.sequences, drafted, |rows| {
             let lasts = shapes().map(|shape| {
                 oxgpt_kernels::last_positions(multiprocessors, &shape, rows, plan.context)
             });
@@ -169,7 +174,7 @@ impl Cuda {
         let partials = arena.buffer(plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
         let landing = Landing::new(&gpu)?;
-        let chooser = Chooser::new(&gpu, &mut arena, plan.sequences, decoder.head.rows)?;
+        let chooser = Chooser::new(&gpu, &mut arena, plan.choices, decoder.head.rows)?;
         Ok(Cuda {
             gpu,
             arena,

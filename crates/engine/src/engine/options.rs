@@ -1,6 +1,7 @@
 //! Where and how a model runs.
 
 use crate::scheduler::PrefixSharing;
+use crate::speculation::Speculation;
 use std::fmt;
 
 /// Where a model runs.
@@ -83,6 +84,8 @@ pub struct EngineOptions {
     pub sharing: PrefixSharing,
     /// Whether results must not depend on what else runs. What gives that up for speed is named in `docs/determinism.md`.
     pub deterministic: bool,
+    /// Whether tokens are computed before they are known to be chosen. Changes no result.
+    pub speculation: Speculation,
 }
 
 impl Default for EngineOptions {
@@ -97,6 +100,7 @@ impl Default for EngineOptions {
             memory_limit: None,
             sharing: PrefixSharing::All,
             deterministic: false,
+            speculation: Speculation::Off,
         }
     }
 }

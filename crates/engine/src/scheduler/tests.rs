@@ -3,6 +3,7 @@
 use super::*;
 use crate::kv::KvLayout;
 use crate::sampler::{Sampler, SamplingOptions};
+use crate::speculation::Draft;
 
 const VOCAB_SIZE: usize = 50;
 
@@ -23,6 +24,7 @@ fn sequence(id: u64, prompt: usize, new_tokens: usize) -> Sequence {
         constraint: None,
         was_started: false,
         kv: None,
+        draft: Draft::default(),
     }
 }
 

@@ -8,9 +8,10 @@ use oxgpt_engine::engine::{Engine, EngineOptions, PrefixSharing};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::sampler::TokenLogprobs;
 use oxgpt_engine::sequence::{Event, Request};
+use oxgpt_engine::speculation::Speculation;
 
 /// Checkpoints of a kind each, with tokens: experts and windows, neither, norms of heads and outputs, experts and norms of heads.
-fn models() -> impl Iterator<Item = (&'static str, Model, Vec<u32>)> {
+pub fn models() -> impl Iterator<Item = (&'static str, Model, Vec<u32>)> {
     ["gpt-oss-mxfp4", "llama-linear", "gemma3-capped", "qwen3moe-sparse"].into_iter().map(|name| {
         let case = case(name);
         let tokens = Golden::read(&case.golden_path()).ids("tokens", 0);
@@ -133,7 +134,10 @@ fn nothing_is_taken_once_a_model_is_loaded() {
     let all = models().map(|(name, model, _)| (name, model)).chain([("demo", demo())]);
     for (name, model) in all {
         for deterministic in [true, false] {
-            let options = EngineOptions { chunk: 64, deterministic, ..EngineOptions::default() };
+            let speculation =
+                if deterministic { Speculation::Always } else { Speculation::WhereItPays };
+            let options =
+                EngineOptions { chunk: 64, deterministic, speculation, ..EngineOptions::default() };
             let mut engine = engine(&model, 70, options);
             let before = cuda::device(0).unwrap().free;
             let context = engine.context();

@@ -7,6 +7,7 @@ mod batches;
 #[path = "../common/mod.rs"]
 mod common;
 mod sampling;
+mod speculation;
 mod texts;
 
 use common::{Golden, cases, engine, relative_l2, testdata};

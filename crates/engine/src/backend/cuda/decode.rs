@@ -75,6 +75,38 @@ impl Cuda {
         if let Some(norm) = &attention.key_norm {
             self.norm_heads(&mut s.qkv, attention.shape.key_heads(), norm);
         }
+        if batch.rows() == batch.sequences() {
+            self.attend_fresh(attention, decoder, kv, batch, tables, s);
+        } else {
+            // A row sees what is stored for those before it.
+            let shape = &attention.shape;
+            if let Some(rope) = attention.rope {
+                self.rotate(&mut s.qkv, &s.rotations[rope], &decoder.ropes[rope], shape);
+            }
+            self.append(kv, &s.qkv, batch, tables, shape);
+            let sinks = attention.sinks.as_ref();
+            self.attend(&mut s.attended, &s.qkv, kv, batch, tables, shape, sinks);
+        }
+        match &attention.post_norm {
+            None => self.matmul_add(&mut s.residual, &s.attended, &attention.output),
+            Some(norm) => {
+                self.matmul(&mut s.branch, &s.attended, slice::from_ref(&attention.output));
+                self.norm(&mut s.normed, &s.branch, norm);
+                self.add(&mut s.residual, &s.normed);
+            }
+        }
+    }
+
+    /// Turns queries and keys, stores keys and values, and attends, at once.
+    fn attend_fresh(
+        &mut self,
+        attention: &Attention<Weights, Vector>,
+        decoder: &Decoder<Weights, Vector>,
+        kv: &mut Option<KvPool>,
+        batch: &Batch,
+        tables: &BlockTables,
+        s: &mut Scratch<Cuda>,
+    ) {
         s.attended.set(batch.rows(), attention.shape.query_width());
         let Cuda { gpu, failure, batch: device_batch, partials, .. } = self;
         attempt(failure, || {
@@ -89,14 +121,6 @@ impl Cuda {
             let kv = present_mut(kv);
             oxgpt_kernels::attend_fresh(gpu, out, qkv, kv, at, &shape, sinks, partials, turn)
         });
-        match &attention.post_norm {
-            None => self.matmul_add(&mut s.residual, &s.attended, &attention.output),
-            Some(norm) => {
-                self.matmul(&mut s.branch, &s.attended, slice::from_ref(&attention.output));
-                self.norm(&mut s.normed, &s.branch, norm);
-                self.add(&mut s.residual, &s.normed);
-            }
-        }
     }
 
     fn feed_forward(&mut self, ffn: &FeedForward<Weights, Vector>, s: &mut Scratch<Cuda>) {

@@ -3,6 +3,7 @@
 
 use super::{Cuda, attempt, products::MOST_EXACT_ROWS};
 use crate::batch::{Batch, Logits};
+use crate::speculation;
 use oxgpt_kernels::Graph;
 
 /// What the launches of a pass depend on, beside the arrays of its batch.
@@ -11,7 +12,12 @@ pub(super) struct PassShape {
     pub rows: usize,
     /// The last position that a row may have.
     pub last: usize,
+    /// Whether each row is of a sequence of its own. Else what is stored for a row is seen by others.
+    pub is_separate: bool,
 }
+
+// Drafts must not change how tokens are multiplied.
+const _: () = assert!(speculation::MOST_ROWS <= MOST_EXACT_ROWS);
 
 /// Rows of the largest pass that is recorded: with more, the launches take less time than what is launched.
 const MOST_RECORDED_ROWS: usize = 64;
@@ -30,23 +36,29 @@ fn recorded_rows(sequences: usize) -> impl Iterator<Item = usize> {
 
 /// The recorded passes.
 pub(super) struct Passes {
-    /// Rows ascending, then last positions. There is no graph before it is recorded.
+    /// Those of each kind by ascending rows, then last positions. There is no graph before it is recorded.
     passes: Vec<(PassShape, Option<Graph>)>,
 }
 
 impl Passes {
-    /// The passes to record for up to `sequences` sequences, where `lasts` has the last positions for a number of rows.
-    pub fn new(sequences: usize, lasts: impl Fn(usize) -> Vec<usize>) -> Self {
-        let shapes = recorded_rows(sequences)
-            .flat_map(|rows| lasts(rows).into_iter().map(move |last| PassShape { rows, last }));
+    /// The passes to record for up to `sequences` sequences, and with drafts for up to `drafted` rows, where `lasts` has the last
+    /// positions for a number of rows.
+    pub fn new(sequences: usize, drafted: usize, lasts: impl Fn(usize) -> Vec<usize>) -> Self {
+        let separate = recorded_rows(sequences).map(|rows| (rows, true));
+        let shapes = separate.chain((2..=drafted).map(|rows| (rows, false)));
+        let shapes = shapes.flat_map(|(rows, is_separate)| {
+            lasts(rows).into_iter().map(move |last| PassShape { rows, last, is_separate })
+        });
         Passes { passes: shapes.map(|shape| (shape, None)).collect() }
     }
 
     /// The least pass that has room for a batch, if one was recorded.
     pub fn fitting(&self, batch: &Batch) -> Option<(PassShape, &Graph)> {
         let last = batch.positions.iter().max().map_or(0, |last| *last as usize);
-        let rows = batch.rows();
-        let fits = |(shape, _): &&(PassShape, _)| shape.rows >= rows && shape.last >= last;
+        let (rows, is_separate) = (batch.rows(), batch.rows() == batch.sequences());
+        let fits = |(shape, _): &&(PassShape, _)| {
+            shape.rows >= rows && shape.last >= last && shape.is_separate == is_separate
+        };
         let (shape, graph) = self.passes.iter().find(fits)?;
         Some((*shape, graph.as_ref()?))
     }
@@ -94,10 +106,12 @@ impl Cuda {
     }
 
     /// A batch of generated tokens, of which nothing but the shape is looked at.
-    fn generated(&self, PassShape { rows, last }: PassShape) -> Batch {
+    fn generated(&self, PassShape { rows, last, is_separate }: PassShape) -> Batch {
         let mut batch = Batch::new(self.batch.groups());
         let tables = vec![Vec::new(); self.batch.groups()];
-        (0..rows).for_each(|_| batch.push(&[0], last, false, &tables, Logits::Last));
+        let (sequences, each) = if is_separate { (rows, 1) } else { (1, rows) };
+        (0..sequences).for_each(|_| batch.push(&vec![0; each], last, false, &tables, Logits::All));
+        batch.positions.fill(last as u32);
         batch.generated = rows;
         batch
     }
@@ -107,7 +121,8 @@ impl Cuda {
         let most = self.batch.rows();
         let tables = vec![Vec::new(); self.batch.groups()];
         let batch = |generated: usize, prompt: usize| {
-            let mut batch = self.generated(PassShape { rows: generated, last: 0 });
+            let shape = PassShape { rows: generated, last: 0, is_separate: true };
+            let mut batch = self.generated(shape);
             batch.push(&vec![0; prompt], 0, false, &tables, Logits::Last);
             batch
         };

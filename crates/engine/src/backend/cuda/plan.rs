@@ -12,6 +12,7 @@ use crate::model::executor::BatchLimits;
 use crate::model::forward::workspace;
 use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
+use crate::speculation::MOST_ROWS;
 use oxgpt_kernels::{Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
 
 /// Those of an H100; other cards differ by little, and so does what depends on it.
@@ -35,6 +36,8 @@ pub struct CudaPlan {
     pub(super) routing: Option<Routing>,
     /// The most sequences that get a token from one batch.
     pub(super) sequences: usize,
+    /// The most tokens that are chosen by one batch.
+    pub(super) choices: usize,
     /// Positions of each.
     pub(super) context: usize,
 }
@@ -117,7 +120,8 @@ impl CudaPlan {
         }
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));
-        let others = packed.bytes() + Chooser::bytes(sequences, decoder.head.rows);
+        let choices = sequences.max(MOST_ROWS);
+        let others = packed.bytes() + Chooser::bytes(choices, decoder.head.rows);
         let workspace = buffers.into_iter().map(floats).fold(others, u64::saturating_add);
         let weights = weights.bytes;
         Ok(CudaPlan {
@@ -129,6 +133,7 @@ impl CudaPlan {
             packed,
             routing,
             sequences,
+            choices,
             context,
         })
     }

@@ -7,7 +7,7 @@ use super::{Buffer, Cuda, attempt, present, present_mut};
 use crate::model::spec::Linear;
 use oxgpt_kernels::{Buf, Ending, Matrix, Outputs, Place, Sums};
 
-/// More generated tokens than these, each of a sequence of its own, are multiplied on the tensor cores, as prompts are: then every
+/// More generated tokens than these are multiplied on the tensor cores, as prompts are: then every
 /// weight is read and unpacked once for all of them, not once for each eight.
 pub(super) const MOST_EXACT_ROWS: usize = 8;
 
