@@ -13,7 +13,7 @@ pub use files::{ConvertArgs, PullArgs, QuantizeArgs, SynthArgs};
 pub use generation::{ChatArgs, ChatOptions, EngineArgs, MAX_SEED, RunArgs, SamplingArgs};
 pub use measuring::{BenchArgs, InspectArgs, LogitsArgs, PerplexityArgs, PlanArgs, TokenizeArgs};
 pub use serving::ServeArgs;
-pub use values::DeviceArg;
+pub use values::{DeviceArg, KvArg};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -65,6 +65,9 @@ pub struct ModelArgs {
     /// The most memory that weights, keys and values and workspace may take, such as 16GiB
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
+    /// How keys and values are stored: as the device keeps them, or in 8 bits (on the CPU)
+    #[arg(long, global = true, value_name = "TYPE", default_value = "full")]
+    pub kv: KvArg,
 }
 
 /// What to do.
@@ -152,9 +155,12 @@ impl Args {
         let typed =
             |matches: &ArgMatches, id| matches.value_source(id) == Some(ValueSource::CommandLine);
         let Some((command, inner)) = matches.subcommand() else { return Ok(()) };
-        for (id, option) in
-            [("model", "--model"), ("device", "--device"), ("memory_limit", "--memory-limit")]
-        {
+        for (id, option) in [
+            ("model", "--model"),
+            ("device", "--device"),
+            ("memory_limit", "--memory-limit"),
+            ("kv", "--kv"),
+        ] {
             if typed(matches, id) || typed(inner, id) {
                 return Err(format!("{command} has no use for {option}"));
             }

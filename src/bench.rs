@@ -12,6 +12,7 @@ use oxgpt_engine::backend::cpu::cores::physical_cores;
 use oxgpt_engine::backend::cuda;
 use oxgpt_engine::batch::{Logits, Origin};
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, HeldSequence};
+use oxgpt_engine::kv::KvType;
 use oxgpt_engine::model::Model;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -85,7 +86,7 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
             bench.repeat(args.repeats, |bench, held| bench.decode(held, args.generate))?;
         let mut test = test("tg", args.generate, args, &seconds);
         let steps_per_second = test.tokens_per_second / args.batch as f64;
-        let bytes = step_bytes(&model, options.device, args) * steps_per_second;
+        let bytes = step_bytes(&model, (options.device, options.kv), args) * steps_per_second;
         test.bytes_per_second = Some(bytes);
         test.share_of_bandwidth = Some(bytes / read_bandwidth);
         tests.push(test);
@@ -105,18 +106,18 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
 
 /// Bytes that one step of decoding reads: the weights once, and for each sequence the keys and values so far, in the
 /// middle of the test.
-fn step_bytes(model: &Model, device: Device, args: &BenchArgs) -> f64 {
+fn step_bytes(model: &Model, (device, kv): (Device, KvType), args: &BenchArgs) -> f64 {
     let layers = &model.description.decoder.layers;
     let position = args.depth + args.generate / 2;
-    let kv_elements: usize = layers
+    let kv_bytes: usize = layers
         .iter()
         .map(|layer| {
             let shape = layer.attention.shape;
-            2 * shape.kv_width() * (position - shape.first_visible(position))
+            let of_position = 2 * shape.kv_heads * device.kv_bytes(kv, shape.head_dim);
+            of_position * (position - shape.first_visible(position))
         })
         .sum();
-    let kv_bytes = args.batch * kv_elements * device.kv_bytes();
-    model.decode_bytes() as f64 + kv_bytes as f64
+    model.decode_bytes() as f64 + (args.batch * kv_bytes) as f64
 }
 
 struct Bench {

@@ -131,6 +131,7 @@ pub fn options(args: &ModelArgs, engine: &EngineArgs) -> Result<EngineOptions> {
         context: engine.ctx,
         threads: engine.threads,
         memory_limit: args.memory_limit,
+        kv: args.kv.into(),
         chunk: device.chunk(),
         sharing: if engine.deterministic { device.sharing() } else { PrefixSharing::All },
         deterministic: engine.deterministic,

@@ -54,11 +54,12 @@ pub fn plan(model_args: &ModelArgs, args: &PlanArgs) -> Result<()> {
         context: args.ctx,
         sequences: args.sequences,
         kv_tokens: args.kv_tokens,
+        kv: model_args.kv.into(),
         chunk: device.chunk(),
         ..EngineOptions::default()
     };
     let plan = MemoryPlan::new(&model, &options)?;
-    let per_token = KvPerToken::new(&model, device);
+    let per_token = KvPerToken::new(&model, device, options.kv);
     let available = memory::available(device);
     let fits_in = |bytes: u64| plan.total() <= bytes;
     let by_type = model.weight_bytes_by_type();

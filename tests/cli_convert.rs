@@ -248,6 +248,10 @@ fn a_synthetic_model_runs_and_is_planned() {
     assert_eq!(plan["kv_per_token"]["actual"], 12 * 2 * 768 * 4);
     assert_eq!(plan["kv_per_token"]["actual"], plan["kv_per_token"]["multi_head"]);
     assert_eq!(plan["kv"].as_u64(), Some(12 * 2 * 768 * 4 * 1024 * 4));
+    let eight = json(oxgpt().args(["plan", "--json", "--kv", "q8", "-m"]).arg(&model));
+    // A byte each, and a half for each 32 of the 64 elements of a head.
+    assert_eq!(eight["kv_per_token"]["actual"], 12 * 2 * 12 * (64 + 2 * 2));
+    assert_eq!(eight["kv"].as_u64(), Some(12 * 2 * 12 * 68 * 1024));
     let weights = &plan["weights_by_type"];
     let sum = weights["Q8_0"].as_u64().unwrap() + weights["F32"].as_u64().unwrap();
     assert_eq!(plan["weights"].as_u64(), Some(sum));

@@ -1,6 +1,7 @@
 //! Values of options, and how they are typed.
 
 use oxgpt_engine::format::DType;
+use oxgpt_engine::kv::KvType;
 use oxgpt_engine::quant;
 use oxgpt_engine::quantize::Target;
 use std::str::FromStr;
@@ -28,6 +29,24 @@ impl FromStr for DeviceArg {
                 .and_then(|index| index.parse().ok())
                 .map(DeviceArg::Cuda)
                 .ok_or_else(|| "expected auto, cpu, reference or cuda[:N]".to_string()),
+        }
+    }
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvArg {
+    /// F32 on the CPU, F16 on a GPU
+    Full,
+    /// 8 bits, and a scale for each 32
+    Q8,
+}
+
+impl From<KvArg> for KvType {
+    fn from(arg: KvArg) -> Self {
+        match arg {
+            KvArg::Full => KvType::Full,
+            KvArg::Q8 => KvType::Q8,
         }
     }
 }

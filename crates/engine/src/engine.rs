@@ -104,7 +104,7 @@ impl Engine {
                 let threads = options.threads.unwrap_or_else(physical_cores);
                 let cpu =
                     Cpu::new(threads).map_err(|source| EngineError::Threads { threads, source })?;
-                load(cpu, model, layout.clone(), &groups, limits, &mut loaded)?
+                load(cpu.with_kv(options.kv), model, layout.clone(), &groups, limits, &mut loaded)?
             }
             Device::Cuda(ordinal) => {
                 let free = cuda::device(ordinal)?.free;

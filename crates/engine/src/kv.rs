@@ -19,6 +19,29 @@ use std::collections::BTreeMap;
 /// Positions in one block. A multiple of every vector width, and small enough that a short sequence wastes little.
 pub const BLOCK_SIZE: usize = 32;
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// As the device keeps them: f64 by the reference, f32 on a CPU, F16 on a GPU.
+    #[default]
+    Full,
+    /// In 8 bits, every 32 elements of a head at a position with a scale in F16.
+    Q8,
+}
+
+/// Elements of a head that share a scale.
+pub const SCALED_TOGETHER: usize = 32;
+
+impl KvType {
+    /// Bytes of a key, or of a value, of one head at one position, where a full element has so many.
+    pub fn vector_bytes(self, element: usize, head_dim: usize) -> usize {
+        match self {
+            KvType::Full => element * head_dim,
+            KvType::Q8 => head_dim + size_of::<half::f16>() * head_dim.div_ceil(SCALED_TOGETHER),
+        }
+    }
+}
+
 /// The entry of a block table for positions that a window has left behind.
 pub const NO_BLOCK: u32 = u32::MAX;
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Golden, case, engine};
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, PrefixSharing};
-use oxgpt_engine::kv::{PrefixMiss, PrefixUse};
+use oxgpt_engine::kv::{KvType, PrefixMiss, PrefixUse};
 use oxgpt_engine::model::Model;
 use oxgpt_engine::sampler::SamplingOptions;
 use oxgpt_engine::sequence::{Constraint, Event, FinishReason, Request, SequenceId};
@@ -96,6 +96,50 @@ fn a_warm_prefix_changes_no_bit() {
             assert_eq!(answered, cold(&next, 4).1, "{name} on {device}");
         }
     }
+}
+
+/// In 8 bits too, alone, after an equal prompt, and among more sequences than there is room for.
+#[test]
+fn keys_and_values_in_8_bits_are_shared_and_given_up() {
+    for name in ["gpt2-base", "mistral-window", "gpt-oss-mxfp4"] {
+        let (model, prompt) = prompt(name);
+        let start = |kv, sequences, kv_tokens| {
+            let (context, chunk) = (Some(96), 16);
+            let options = EngineOptions {
+                kv,
+                sequences,
+                kv_tokens,
+                context,
+                chunk,
+                threads: Some(2),
+                ..EngineOptions::default()
+            };
+            Engine::new(&model, &options, &mut |_, _| {}).unwrap()
+        };
+        let mut warm = start(KvType::Q8, 2, None);
+        let (_, one) = answer(&mut warm, &prompt, 8);
+        let (again, two) = answer(&mut warm, &prompt, 8);
+        assert_eq!(again, PrefixUse { cached: 64, miss: None }, "{name}");
+        assert_eq!(one, two, "{name}");
+        let (_, full) = answer(&mut start(KvType::Full, 1, None), &prompt, 8);
+        assert_ne!(one, full, "{name}: nothing was rounded");
+
+        let other: Vec<u32> = prompt.iter().rev().copied().take(60).collect();
+        let alone = |tokens: &[u32]| answer(&mut start(KvType::Q8, 1, None), tokens, 20).1;
+        let together = vec![request(&prompt, 20), request(&other, 20)];
+        let together = answers(&mut start(KvType::Q8, 2, Some(128)), together);
+        assert_eq!(together[0].1, alone(&prompt), "{name}");
+        assert_eq!(together[1].1, alone(&other), "{name}");
+    }
+}
+
+#[test]
+fn keys_and_values_in_8_bits_are_for_the_cpu() {
+    let (model, _) = prompt("gpt2-base");
+    let options =
+        EngineOptions { device: Device::Reference, kv: KvType::Q8, ..EngineOptions::default() };
+    let error = Engine::new(&model, &options, &mut |_, _| {}).err().unwrap();
+    assert_eq!(error.to_string(), "keys and values in 8 bits are for the cpu, not for reference");
 }
 
 #[test]

@@ -33,6 +33,12 @@ pub enum EngineError {
         /// Positions of each sequence.
         context: usize,
     },
+    /// Keys and values of 8 bits, where they are not supported.
+    #[error("keys and values in 8 bits are for the cpu, not for {device}")]
+    KvType {
+        /// Where.
+        device: Device,
+    },
     /// The device cannot be used, or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),

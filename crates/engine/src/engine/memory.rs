@@ -2,7 +2,7 @@
 
 use super::{Device, EngineError, EngineOptions, SCORE_ROWS};
 use crate::backend::cuda::CudaPlan;
-use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout};
+use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvType};
 use crate::model::executor::BatchLimits;
 use crate::model::forward::workspace_elements;
 use crate::model::spec::AttentionShape;
@@ -29,17 +29,15 @@ pub struct KvPerToken {
 }
 
 impl KvPerToken {
-    /// Those of a model on a device.
-    pub fn new(model: &Model, device: Device) -> Self {
-        let element = device.kv_bytes() as u64;
-        let sum = |width: fn(&AttentionShape) -> usize| {
-            let layers = model.description.decoder.layers.iter();
-            layers.map(|layer| 2 * width(&layer.attention.shape) as u64 * element).sum()
+    /// Those of a model on a device, stored as `kv` says.
+    pub fn new(model: &Model, device: Device, kv: KvType) -> Self {
+        let sum = |heads: fn(&AttentionShape) -> usize| {
+            let shapes = model.description.decoder.layers.iter().map(|layer| layer.attention.shape);
+            shapes
+                .map(|shape| (2 * heads(&shape) * device.kv_bytes(kv, shape.head_dim)) as u64)
+                .sum()
         };
-        KvPerToken {
-            multi_head: sum(AttentionShape::query_width),
-            actual: sum(AttentionShape::kv_width),
-        }
+        KvPerToken { multi_head: sum(|shape| shape.heads), actual: sum(|shape| shape.kv_heads) }
     }
 }
 
@@ -79,6 +77,9 @@ pub(super) fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, En
     if context == 0 || context > limit {
         return Err(EngineError::Context { asked: context, limit });
     }
+    if options.kv == KvType::Q8 && options.device != Device::Cpu {
+        return Err(EngineError::KvType { device: options.device });
+    }
     let sequences = options.sequences.max(1);
     // No step has more rows than all sequences have positions.
     let chunk = options.chunk.clamp(1, context.saturating_mul(sequences));
@@ -101,15 +102,16 @@ pub(super) fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, En
         let cuda = Some(cuda);
         return Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda });
     }
-    let kv_elements = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
+    let kv = decoder.layers.iter().zip(&layout.group_of_layer).map(|(layer, group)| {
         let positions = groups[*group].blocks.saturating_mul(BLOCK_SIZE) as u64;
-        positions.saturating_mul(2 * layer.attention.shape.kv_width() as u64)
+        let AttentionShape { kv_heads, head_dim, .. } = layer.attention.shape;
+        positions
+            .saturating_mul((2 * kv_heads * options.device.kv_bytes(options.kv, head_dim)) as u64)
     });
-    let kv_elements = kv_elements.fold(0, u64::saturating_add);
     let workspace = workspace_elements(decoder, limits.rows, limits.logit_rows) as u64;
     let plan = MemoryPlan {
         weights: model.weight_bytes(),
-        kv: kv_elements.saturating_mul(options.device.kv_bytes() as u64),
+        kv: kv.fold(0, u64::saturating_add),
         workspace: workspace.saturating_mul(options.device.activation_bytes() as u64),
     };
     Ok(Planned { context, sequences, chunk, layout, groups, limits, plan, cuda: None })

@@ -1,5 +1,6 @@
 //! Where and how a model runs.
 
+use crate::kv::KvType;
 use crate::scheduler::PrefixSharing;
 use crate::speculation::Speculation;
 use std::fmt;
@@ -44,13 +45,14 @@ impl Device {
         }
     }
 
-    /// Bytes of one key or value.
-    pub fn kv_bytes(self) -> usize {
-        match self {
+    /// Bytes of a key, or of a value, of one head at one position.
+    pub fn kv_bytes(self, kv: KvType, head_dim: usize) -> usize {
+        let element = match self {
             Device::Reference => size_of::<f64>(),
             Device::Cpu => size_of::<f32>(),
             Device::Cuda(_) => size_of::<half::f16>(),
-        }
+        };
+        kv.vector_bytes(element, head_dim)
     }
 
     /// Bytes of one activation.
@@ -74,6 +76,8 @@ pub struct EngineOptions {
     /// Positions of all sequences together whose keys and values there is room for; those of `sequences` whole contexts
     /// if `None`. With less than that, sequences may have to wait for others in the middle. Changes no result.
     pub kv_tokens: Option<usize>,
+    /// How keys and values are stored; in 8 bits on the CPU only.
+    pub kv: KvType,
     /// Rows of one step: longer prompts are computed in chunks. Changes no result.
     pub chunk: usize,
     /// CPU threads; the physical cores if `None`. Changes no result.
@@ -95,6 +99,7 @@ impl Default for EngineOptions {
             context: None,
             sequences: 1,
             kv_tokens: None,
+            kv: KvType::Full,
             chunk: Device::Cpu.chunk(),
             threads: None,
             memory_limit: None,

@@ -5,8 +5,9 @@
 //! others, 2023): threads can share a long context of few heads. Blocks and splits lie at absolute positions, so a
 //! row's result depends neither on how the prompt was cut nor on who computed what.
 
+use super::kv::Kv;
+use super::simd::Isa;
 use super::simd::attention::{Tile, start, state_len};
-use super::simd::{Isa, LANES};
 use super::{Buffer, Cpu};
 use crate::batch::{Batch, BlockTables};
 use crate::kv::BLOCK_SIZE;
@@ -22,47 +23,6 @@ const TILE_QUERIES: usize = 16;
 
 /// Multiplications below which work is not worth sharing: some microseconds of one thread.
 const WORK_PER_PIECE: usize = 1 << 17;
-
-/// Keys and values of one layer in f32.
-pub struct Kv {
-    /// (blocks, kv_heads, head_dim, BLOCK_SIZE)
-    keys: Vec<f32>,
-    /// (blocks, kv_heads, BLOCK_SIZE, head_dim), and a vector more that may be read.
-    values: Vec<f32>,
-}
-
-impl Kv {
-    /// Room for `blocks` blocks.
-    pub fn new(blocks: usize, shape: &AttentionShape) -> Self {
-        let elements = blocks * BLOCK_SIZE * shape.kv_width();
-        Kv { keys: vec![0.0; elements], values: vec![0.0; elements + LANES] }
-    }
-
-    /// Stores the keys and values of every row of the batch.
-    pub fn append(
-        &mut self,
-        qkv: &Buffer,
-        batch: &Batch,
-        tables: &BlockTables,
-        shape: &AttentionShape,
-    ) {
-        let head_dim = shape.head_dim;
-        let block_len = BLOCK_SIZE * head_dim;
-        for (row, sequence) in batch.rows_with_sequence() {
-            let position = batch.positions[row] as usize;
-            let block = tables.of(sequence)[position / BLOCK_SIZE] as usize;
-            let place = position % BLOCK_SIZE;
-            let (keys, values) = qkv.row(row)[shape.query_width()..].split_at(shape.kv_width());
-            let heads = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-            for (kv_head, (keys, values)) in heads.enumerate() {
-                let start = (block * shape.kv_heads + kv_head) * block_len;
-                let columns = self.keys[start..][..block_len].chunks_exact_mut(BLOCK_SIZE);
-                columns.zip(keys).for_each(|(column, key)| column[place] = *key);
-                self.values[start + place * head_dim..][..head_dim].copy_from_slice(values);
-            }
-        }
-    }
-}
 
 /// What one thread computes at once. Several rows have all heads, so that their results lie side by side.
 struct Task {
@@ -104,6 +64,8 @@ struct Workspace {
     part: Vec<f32>,
     /// (queries, BLOCK_SIZE)
     weights: Vec<f32>,
+    /// See [`Kv::scratch_len`].
+    block: Vec<f32>,
 }
 
 thread_local! {
@@ -199,6 +161,7 @@ impl Attention<'_> {
         work.total.resize(count * length, 0.0);
         work.part.resize(count * length, 0.0);
         work.weights.resize(count * BLOCK_SIZE, 0.0);
+        work.block.resize(self.kv.scratch_len(self.shape.head_dim), 0.0);
         work.total.chunks_exact_mut(length).for_each(start);
         // Positions ascend with the rows.
         let first = work.visible.first().map_or(0, |visible| visible.start);
@@ -206,7 +169,8 @@ impl Attention<'_> {
         let tile = self.tile(task.sequence, kv_head, &work.queries, &work.visible);
         for split in first / SPLIT..end.div_ceil(SPLIT) {
             let positions = split * SPLIT..(split + 1) * SPLIT;
-            self.isa.attend(&mut work.part, &mut work.weights, &tile, positions.clone());
+            let scratch = (&mut work.weights[..], &mut work.block[..]);
+            self.isa.attend(&mut work.part, scratch, &tile, positions.clone());
             let states = work.total.chunks_exact_mut(length).zip(work.part.chunks_exact(length));
             for ((total, part), visible) in states.zip(&work.visible) {
                 if visible.start < positions.end && positions.start < visible.end {
@@ -239,8 +203,7 @@ impl Attention<'_> {
             head_dim: self.shape.head_dim,
             scale: self.shape.scale,
             soft_cap: self.shape.soft_cap,
-            keys: &self.kv.keys,
-            values: &self.kv.values,
+            kv: self.kv,
             table: self.tables.of(sequence),
             heads: self.shape.kv_heads,
             head: kv_head,
@@ -271,9 +234,11 @@ impl Attention<'_> {
                 WORKSPACE.with_borrow_mut(|work| {
                     self.load_queries(row..row + 1, kv_head, work);
                     work.weights.resize(self.group() * BLOCK_SIZE, 0.0);
+                    work.block.resize(self.kv.scratch_len(head_dim), 0.0);
                     let tile = self.tile(sequence, kv_head, &work.queries, &work.visible);
                     let positions = split * SPLIT..(split + 1) * SPLIT;
-                    self.isa.attend(states, &mut work.weights, &tile, positions);
+                    let scratch = (&mut work.weights[..], &mut work.block[..]);
+                    self.isa.attend(states, scratch, &tile, positions);
                 });
             });
             let mut total = vec![0.0; states_len];

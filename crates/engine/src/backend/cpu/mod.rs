@@ -4,12 +4,14 @@ mod attention;
 pub mod bandwidth;
 pub mod cores;
 mod experts;
+pub(crate) mod kv;
 mod rotary;
 pub mod simd;
 pub mod threads;
 
 use super::{Backend, HostMatrix};
 use crate::batch::{Batch, BlockTables};
+use crate::kv::KvType;
 use crate::model::spec::{AttentionShape, Choice, Linear, Nonlinearity, Norm, Rope};
 use simd::{Activations, Arena, Finish, Isa, PackedMatrix, Target};
 use std::io;
@@ -28,6 +30,8 @@ pub struct Cpu {
     /// The inputs of the latest product.
     activations: Activations,
     attention: attention::Plan,
+    /// Of the keys and values that are asked for.
+    kv_type: KvType,
 }
 
 /// Rows of f32 activations.
@@ -78,7 +82,13 @@ impl Cpu {
             arena: Arena::default(),
             activations: Activations::default(),
             attention: attention::Plan::default(),
+            kv_type: KvType::default(),
         })
+    }
+
+    /// The same with keys and values of another type.
+    pub fn with_kv(self, kv_type: KvType) -> Self {
+        Cpu { kv_type, ..self }
     }
 
     /// Products of the rows `x` with several matrices, the outputs of one after those of the other.
@@ -125,7 +135,7 @@ impl Backend for Cpu {
     type Matrix = PackedMatrix;
     type Vector = Vec<f32>;
     type Buffer = Buffer;
-    type Kv = attention::Kv;
+    type Kv = kv::Kv;
     type Routes = experts::Routes;
 
     fn matrix(&mut self, matrix: HostMatrix) -> PackedMatrix {
@@ -147,8 +157,8 @@ impl Backend for Cpu {
         experts::Routes::default()
     }
 
-    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> attention::Kv {
-        attention::Kv::new(blocks, shape)
+    fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> kv::Kv {
+        kv::Kv::new(blocks, shape, self.kv_type)
     }
 
     fn embed(&mut self, out: &mut Buffer, table: &PackedMatrix, rows: &[u32], scale: f32) {
@@ -241,7 +251,7 @@ impl Backend for Cpu {
 
     fn append(
         &mut self,
-        kv: &mut attention::Kv,
+        kv: &mut kv::Kv,
         qkv: &Buffer,
         batch: &Batch,
         tables: &BlockTables,
@@ -254,7 +264,7 @@ impl Backend for Cpu {
         &mut self,
         out: &mut Buffer,
         qkv: &Buffer,
-        kv: &attention::Kv,
+        kv: &kv::Kv,
         batch: &Batch,
         tables: &BlockTables,
         shape: &AttentionShape,

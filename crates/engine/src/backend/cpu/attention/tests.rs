@@ -7,6 +7,7 @@ use crate::backend::cpu::tests::numbers;
 use crate::backend::reference::Reference;
 use crate::batch::Logits;
 use crate::format::{Bytes, DType};
+use crate::kv::KvType;
 
 /// Rows of queries, keys and values from a seed, as a matrix that any backend can embed.
 fn inputs(rows: usize, width: usize) -> HostMatrix {
@@ -75,9 +76,48 @@ fn cases() -> Vec<(AttentionShape, bool, usize)> {
     ]
 }
 
+const BOTH: [KvType; 2] = [KvType::Full, KvType::Q8];
+
+/// Keys and values in 8 bits give what keys and values give that were rounded before.
+#[test]
+fn eight_bits_are_rounded_ones() {
+    let round = |piece: &[f32]| {
+        let most = piece.iter().map(|x| x.abs()).fold(0.0, f32::max);
+        let step = half::f16::from_f32(most / 127.0).to_f32();
+        piece.iter().map(|x| (x / step).round().clamp(-127.0, 127.0) * step).collect::<Vec<_>>()
+    };
+    for (heads, kv_heads, head_dim, rows) in [(3, 1, 64, 150), (2, 2, 32, 700), (4, 2, 40, 90)] {
+        let shape = shape(heads, kv_heads, head_dim);
+        let exact = inputs(rows, shape.qkv_width());
+        let numbers: Vec<f32> =
+            exact.bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let mut rounded = Vec::new();
+        for row in numbers.chunks(shape.qkv_width()) {
+            let (queries, kv) = row.split_at(shape.query_width());
+            rounded.extend_from_slice(queries);
+            let heads = kv.chunks(head_dim).flat_map(|head| head.chunks(32));
+            rounded.extend(heads.flat_map(round));
+        }
+        let bytes: Vec<u8> = rounded.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let rounded = HostMatrix { bytes: Bytes::from(bytes), ..exact.clone() };
+        let attend = |inputs: &HostMatrix, kv| {
+            let mut cpu = Cpu::new(2).unwrap().with_kv(kv);
+            let out = run(&mut cpu, inputs, &shape, false, &[rows], |_| {});
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let found = attend(&exact, KvType::Q8);
+        assert!(found == attend(&rounded, KvType::Full), "{shape:?}");
+        assert!(found != attend(&exact, KvType::Full), "{shape:?}");
+    }
+}
+
 fn poison(kv: &mut Kv) {
-    kv.keys.fill(f32::NAN);
-    kv.values.fill(f32::NAN);
+    match kv {
+        Kv::Full { keys, values } => [keys, values].into_iter().for_each(|all| all.fill(f32::NAN)),
+        Kv::Q8 { keys, values } => {
+            [keys, values].into_iter().for_each(|all| all.scales.fill(half::f16::NAN));
+        }
+    }
 }
 
 #[test]
@@ -103,9 +143,9 @@ fn every_instruction_set_agrees_with_the_reference() {
 fn no_portion_and_no_number_of_threads_changes_a_bit() {
     for (shape, with_sinks, rows) in cases() {
         let inputs = inputs(rows, shape.qkv_width());
-        for isa in Isa::all() {
+        for (isa, kv) in Isa::all().into_iter().flat_map(|isa| BOTH.map(|kv| (isa, kv))) {
             let bits = |threads, chunks: &[usize], prepare: fn(&mut Kv)| {
-                let mut cpu = Cpu::with_isa(threads, isa).unwrap();
+                let mut cpu = Cpu::with_isa(threads, isa).unwrap().with_kv(kv);
                 let out = run(&mut cpu, &inputs, &shape, with_sinks, chunks, prepare);
                 out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
@@ -114,7 +154,10 @@ fn no_portion_and_no_number_of_threads_changes_a_bit() {
                 [(3, &[1][..]), (1, &[rows]), (2, &[33, 2, 7, 1, 100]), (5, &[64])]
             {
                 let found = bits(threads, chunks, poison);
-                assert!(found == one_by_one, "{isa:?} {shape:?} {threads} threads {chunks:?}");
+                assert!(
+                    found == one_by_one,
+                    "{isa:?} {kv:?} {shape:?} {threads} threads {chunks:?}"
+                );
             }
         }
     }

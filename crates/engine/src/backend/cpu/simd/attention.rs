@@ -8,6 +8,7 @@
 
 use super::elementary::{exp, tanh};
 use super::{Isa, Kernel, LANES, Lanes};
+use crate::backend::cpu::kv::Kv;
 use crate::kv::BLOCK_SIZE;
 use std::array::from_fn;
 use std::ops::Range;
@@ -27,13 +28,11 @@ pub struct Tile<'a> {
     pub scale: f32,
     /// `cap * tanh(score / cap)` takes the place of a scaled score.
     pub soft_cap: Option<f32>,
-    /// Keys of the layer: blocks of (head_dim, BLOCK_SIZE).
-    pub keys: &'a [f32],
-    /// Values of the layer: blocks of (BLOCK_SIZE, head_dim), and [`LANES`] more elements, whose values do not matter.
-    pub values: &'a [f32],
+    /// Keys and values of the layer.
+    pub kv: &'a Kv,
     /// Physical block of every logical block.
     pub table: &'a [u32],
-    /// Blocks of `keys` and `values` for one physical block.
+    /// Blocks of keys and values for one physical block.
     pub heads: usize,
     /// The head's place among them.
     pub head: usize,
@@ -54,11 +53,11 @@ pub fn start(state: &mut [f32]) {
 
 impl Isa {
     /// The running softmax of each query over those of `positions` that it sees: (queries, [`state_len`]).
-    /// `weights` is scratch: (queries, BLOCK_SIZE).
+    /// Scratch is for the weights, (queries, BLOCK_SIZE), and for a block of keys and values, `Kv::scratch_len`.
     pub fn attend(
         self,
         states: &mut [f32],
-        weights: &mut [f32],
+        (weights, block): (&mut [f32], &mut [f32]),
         tile: &Tile<'_>,
         positions: Range<usize>,
     ) {
@@ -66,7 +65,8 @@ impl Isa {
         assert_eq!(tile.queries.len(), count * tile.head_dim, "a query for each range");
         assert_eq!(states.len(), count * state_len(tile.head_dim), "a state for each query");
         assert_eq!(weights.len(), count * BLOCK_SIZE, "room for the weights of a block");
-        self.run(Attend { states, tile, positions, weights });
+        assert_eq!(block.len(), tile.kv.scratch_len(tile.head_dim), "room for a block");
+        self.run(Attend { states, tile, positions, weights, block });
     }
 
     /// Continues the running softmax `state` with that of later positions.
@@ -89,6 +89,8 @@ struct Attend<'a> {
     positions: Range<usize>,
     /// (queries, BLOCK_SIZE)
     weights: &'a mut [f32],
+    /// Of a block of keys and values.
+    block: &'a mut [f32],
 }
 
 impl Kernel for Attend<'_> {
@@ -96,7 +98,7 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes, const ROWS: usize, const COLS: usize>(self) {
-        let Attend { states, tile, positions, weights } = self;
+        let Attend { states, tile, positions, weights, block: scratch } = self;
         let (head_dim, count) = (tile.head_dim, tile.visible.len());
         let length = state_len(head_dim);
         states.chunks_exact_mut(length).for_each(start);
@@ -106,14 +108,11 @@ impl Kernel for Attend<'_> {
         if first >= end {
             return;
         }
-        let block_len = head_dim * BLOCK_SIZE;
-        let offset =
-            |block: usize| (tile.table[block] as usize * tile.heads + tile.head) * block_len;
+        let place = |block: usize| tile.table[block] as usize * tile.heads + tile.head;
         let last_block = (end - 1) / BLOCK_SIZE;
         for block in first / BLOCK_SIZE..=last_block {
             let start = block * BLOCK_SIZE;
-            let keys = &tile.keys[offset(block)..][..block_len];
-            let values = &tile.values[offset(block)..][..block_len + LANES];
+            let (keys, values) = tile.kv.block(place(block), head_dim, scratch);
             // What this query sees of the block.
             let seen = |query: usize| {
                 let visible = &tile.visible[query];
@@ -123,10 +122,13 @@ impl Kernel for Attend<'_> {
                 place(first)..place(end)
             };
             // One query waits for memory, and blocks lie apart: ask for the next one.
-            let next = offset(last_block.min(block + 1));
-            let prefetch = (count == 1).then(|| {
-                (tile.keys.as_ptr().wrapping_add(next), tile.values.as_ptr().wrapping_add(next))
-            });
+            let next = place(last_block.min(block + 1)) * head_dim * BLOCK_SIZE;
+            let prefetch = match tile.kv {
+                Kv::Full { keys, values } if count == 1 => {
+                    Some((keys.as_ptr().wrapping_add(next), values.as_ptr().wrapping_add(next)))
+                }
+                _ => None,
+            };
             let mut query = 0;
             while query < count {
                 let left = count - query;
