@@ -6,14 +6,12 @@
 
 using namespace oxgpt;
 
-// The top_k largest logits of each row, the lowest expert among equals, and their softmax.
-// Grid: (rows), blocks of 32 threads, n_experts floats of shared memory.
-extern "C" __global__ void __launch_bounds__(32) route(const __grid_constant__ RouteParams p) {
-    extern __shared__ float logits[];
-    wait_for_previous();
-    launch_dependents();
-    int64_t row = blockIdx.x;
-    int lane = threadIdx.x;
+namespace {
+
+// The top_k largest logits of a row, the lowest expert among equals, and their softmax, by one warp with n_experts floats of
+// shared memory.
+__device__ __forceinline__ void route_row(const RouteParams& p, int64_t row, float* logits) {
+    int lane = threadIdx.x % WARP;
     float most = -CUDART_INF_F;
     for (int i = lane; i < p.n_experts; i += WARP) {
         logits[i] = __ldcg(p.logits + row * p.n_experts + i);
@@ -55,12 +53,9 @@ extern "C" __global__ void __launch_bounds__(32) route(const __grid_constant__ R
     for (int k = lane; k < p.top_k; k += WARP) p.weights[row * p.top_k + k] /= sum;
 }
 
-// Groups of up to group_size slots of one expert, experts and slots ascending; unused groups have no slots.
-// Grid: (1), blocks of 256 threads, n_experts + 1 ints of shared memory.
-extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_constant__ GroupParams p) {
-    extern __shared__ int first_group[];
-    wait_for_previous();
-    launch_dependents();
+// Groups of up to group_size slots of one expert, experts and slots ascending; unused groups have no slots. By a block,
+// with n_experts + 1 ints of shared memory.
+__device__ __forceinline__ void gather_slots(const GroupParams& p, int* first_group) {
     if (p.group_size == 1) {
         // Of one row, whose slots have an expert each: nothing to gather.
         for (int s = threadIdx.x; s < p.slots; s += blockDim.x) {
@@ -98,6 +93,57 @@ extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_const
         p.groups[(int64_t)g * GROUP_WORDS + 1] = 0;
     }
 }
+
+// The logits of experts as `matvec` computes them, then `route` and `group_slots` by the block that is the last to end.
+template <int TYPE, int TOKENS> __device__ __forceinline__ void product_and_routes(const RouterParams& p) {
+    extern __shared__ __align__(16) char dynamic[];
+    __shared__ bool last;
+    matvec<TYPE, TOKENS, 1>(p.product);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(p.arrived, 1) == gridDim.x * gridDim.y - 1;
+    __syncthreads();
+    if (!last) return;
+    // For the next launch.
+    if (threadIdx.x == 0) *p.arrived = 0;
+    __threadfence();
+    for (int row = threadIdx.x / WARP; row < p.route.rows; row += blockDim.x / WARP) {
+        route_row(p.route, row, (float*)dynamic + row * p.route.n_experts);
+    }
+    __syncthreads();
+    gather_slots(p.group, (int*)dynamic);
+}
+
+}  // namespace
+
+// Grid: (rows), blocks of 32 threads, n_experts floats of shared memory.
+extern "C" __global__ void __launch_bounds__(32) route(const __grid_constant__ RouteParams p) {
+    extern __shared__ __align__(16) char dynamic[];
+    wait_for_previous();
+    launch_dependents();
+    route_row(p, blockIdx.x, (float*)dynamic);
+}
+
+// Grid: (1), blocks of 256 threads, n_experts + 1 ints of shared memory.
+extern "C" __global__ void __launch_bounds__(256) group_slots(const __grid_constant__ GroupParams p) {
+    extern __shared__ __align__(16) char dynamic[];
+    wait_for_previous();
+    launch_dependents();
+    gather_slots(p, (int*)dynamic);
+}
+
+// As the matvec kernels of one row or up to eight, with n_experts floats of shared memory for each row at least.
+#define OXGPT_ROUTER(name, TYPE, TOKENS)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(512, TOKENS == 1 ? 2 : 1) router_##name##_##TOKENS(                         \
+        const __grid_constant__ RouterParams p) {                                                                            \
+        product_and_routes<TYPE, TOKENS>(p);                                                                                 \
+    }
+OXGPT_ROUTER(f32, F32, 1)
+OXGPT_ROUTER(f32, F32, 8)
+OXGPT_ROUTER(bf16, BF16, 1)
+OXGPT_ROUTER(bf16, BF16, 8)
+OXGPT_ROUTER(f16, F16, 1)
+OXGPT_ROUTER(f16, F16, 8)
 
 // out[r] += sum over k of weights[r][k] * x[r * top_k + k]. Grid: (ceil(width / 256), rows), blocks of 256 threads.
 extern "C" __global__ void combine(const __grid_constant__ CombineParams p) {

@@ -94,9 +94,11 @@ struct ProductParams {
     float eps;
     float limit;            // of the clamped SwiGLU
     float alpha;
+    int32_t stages;         // of the ring in shared memory, see integer.cuh
+    int32_t piece;          // blocks of a row that are fetched at once
     int32_t unused;
 };
-static_assert(sizeof(ProductParams) == 296, "shared with src/params.rs");
+static_assert(sizeof(ProductParams) == 304, "shared with src/params.rs");
 
 // Of a tile of tokens of one expert: expert, first place in the order of slots, how many, up to TILE_SLOTS.
 constexpr int TILE_WORDS = 3, TILE_SLOTS = 256;
@@ -304,6 +306,14 @@ struct GroupParams {
     int32_t max_groups;
 };
 static_assert(sizeof(GroupParams) == 32, "shared with src/params.rs");
+
+struct RouterParams {
+    ProductParams product;  // stores the logits
+    RouteParams route;
+    GroupParams group;
+    uint32_t* arrived;  // blocks that have ended; 0 before and after a launch
+};
+static_assert(sizeof(RouterParams) == 392, "shared with src/params.rs");
 
 struct CombineParams {
     const float* x;        // (rows * top_k, width)

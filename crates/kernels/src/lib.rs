@@ -14,6 +14,7 @@ mod embed;
 mod error;
 mod gemm;
 mod images;
+mod integer;
 mod memory;
 mod moe;
 mod norm;
@@ -42,12 +43,12 @@ pub use gemm::{
 };
 pub use images::{BUILT, Built};
 pub use memory::{Arena, Buf, Element, Landing};
-pub use moe::{Routing, combine, group_slots, group_words, route};
+pub use moe::{RoutesOut, Routing, combine, group_slots, group_words, route};
 pub use norm::{Norm, norm};
 pub use pack::{Packed, PackedRoom};
 pub use product::{
-    Choices, Ending, Grouped, Inputs, Outputs, Place, can_combine, product, product_combined,
-    product_grouped, product_grouped_of, product_of,
+    Choices, Ending, Grouped, Inputs, Outputs, Place, can_combine, can_route, product,
+    product_combined, product_grouped, product_grouped_of, product_of, router,
 };
 pub use rope::{Rope, rotate, rotations};
 pub use sampling::{Choice, ChoiceOptions, Chooser, FOLLOWS_NONE, LogitEdit};

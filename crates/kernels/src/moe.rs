@@ -54,11 +54,34 @@ pub fn route(
     rows: usize,
     routing: Routing,
 ) -> Result<(), CudaError> {
+    let params = route_params(experts, weights, logits, rows, routing);
+    gpu.launch_early("route", [rows, 1, 1], 32, 4 * routing.experts, &params)
+}
+
+/// Where the choice of experts goes: see [`route`] and [`group_slots`].
+pub struct RoutesOut<'a> {
+    /// (rows, top_k)
+    pub experts: &'a mut Buf<i32>,
+    /// (rows, top_k)
+    pub weights: &'a mut Buf<f32>,
+    /// Groups of slots.
+    pub groups: &'a mut Buf<i32>,
+    /// One zero.
+    pub arrived: &'a mut Buf<u32>,
+}
+
+pub(crate) fn route_params(
+    experts: &Buf<i32>,
+    weights: &Buf<f32>,
+    logits: &Buf<f32>,
+    rows: usize,
+    routing: Routing,
+) -> RouteParams {
     let slots = rows * routing.top_k;
     assert!(slots <= experts.len() && slots <= weights.len());
     assert!(rows * routing.experts <= logits.len());
     assert!(routing.top_k <= routing.experts && routing.experts <= 8192);
-    let params = RouteParams {
+    RouteParams {
         logits: logits.address(),
         experts: experts.address(),
         weights: weights.address(),
@@ -68,8 +91,7 @@ pub fn route(
         softmax_before: routing.softmax_before.into(),
         renormalize: routing.renormalize.into(),
         unused: 0,
-    };
-    gpu.launch_early("route", [rows, 1, 1], 32, 4 * routing.experts, &params)
+    }
 }
 
 /// Gathers the slots of each expert for [`crate::product_grouped`].
@@ -83,19 +105,28 @@ pub fn group_slots(
     rows: usize,
     routing: Routing,
 ) -> Result<(), CudaError> {
+    let params = group_params(groups, experts, rows, routing);
+    gpu.launch_early("group_slots", [1, 1, 1], 256, 4 * (routing.experts + 1), &params)
+}
+
+pub(crate) fn group_params(
+    groups: &Buf<i32>,
+    experts: &Buf<i32>,
+    rows: usize,
+    routing: Routing,
+) -> GroupParams {
     let slots = rows * routing.top_k;
     let group_size = group_size(rows);
     let max_groups = max_groups(slots, routing.experts, group_size);
     assert!(slots <= experts.len() && max_groups * GROUP_WORDS <= groups.len());
-    let params = GroupParams {
+    GroupParams {
         experts: experts.address(),
         groups: groups.address(),
         slots: slots as i32,
         n_experts: routing.experts as i32,
         group_size: group_size as i32,
         max_groups: max_groups as i32,
-    };
-    gpu.launch_early("group_slots", [1, 1, 1], 256, 4 * (routing.experts + 1), &params)
+    }
 }
 
 /// `out[r] += sum over k of weights[r][k] * x[r * top_k + k]` for `rows` rows of `width` elements.

@@ -103,7 +103,7 @@ params! {
         rows: i32,
         unused: i32,
     }
-    ProductParams, 296 {
+    ProductParams, 304 {
         parts: [Part; 3],
         x: u64,
         x_rows: u64,
@@ -128,6 +128,8 @@ params! {
         eps: f32,
         limit: f32,
         alpha: f32,
+        stages: i32,
+        piece: i32,
         unused: i32,
     }
     PackParams, 72 {
@@ -297,6 +299,12 @@ params! {
         n_experts: i32,
         group_size: i32,
         max_groups: i32,
+    }
+    RouterParams, 392 {
+        product: ProductParams,
+        route: RouteParams,
+        group: GroupParams,
+        arrived: u64,
     }
     CombineParams, 32 {
         x: u64,

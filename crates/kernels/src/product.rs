@@ -3,10 +3,13 @@
 use crate::activate::{Activation, Gated};
 use crate::driver::Gpu;
 use crate::error::CudaError;
+use crate::integer;
 use crate::memory::Buf;
-use crate::moe::{GROUP_SIZE, GROUP_WORDS, max_groups};
+use crate::moe::{
+    GROUP_SIZE, GROUP_WORDS, RoutesOut, Routing, group_params, max_groups, route_params,
+};
 use crate::norm::Norm;
-use crate::params::{Part, ProductParams};
+use crate::params::{Part, ProductParams, RouterParams};
 use crate::weights::{Matrix, WeightType, kernel_names};
 
 const THREADS: u32 = 512;
@@ -116,9 +119,14 @@ const COMBINE: i32 = 4;
 /// As `cuda/activation.cuh` numbers it.
 const CLAMPED_SWIGLU: i32 = 6;
 
-/// Whether [`product_combined`] takes weights like `weight` of `choices` experts.
-pub fn can_combine(weight: &Matrix, choices: usize) -> bool {
-    choices <= MOST_CHOICES && shared_bytes(weight, choices, true) <= SHARED_BYTES
+/// Whether [`product_combined`] takes weights like `weight` of `experts` experts, `choices` of which are combined.
+pub fn can_combine(gpu: &Gpu, weight: &Matrix, choices: usize, experts: usize) -> bool {
+    choices <= MOST_CHOICES
+        && if integer::takes(gpu, weight, experts) {
+            integer::ring_for(weight, false, choices, true).is_some()
+        } else {
+            shared_bytes(weight, choices, true) <= SHARED_BYTES
+        }
 }
 
 /// Parameters that are ready but for what the kind of product adds.
@@ -209,6 +217,8 @@ fn params(
         eps: norm.map_or(0.0, |norm| norm.eps),
         limit,
         alpha,
+        stages: 0,
+        piece: 0,
         unused: 0,
     }
 }
@@ -248,25 +258,37 @@ fn shared_bytes(weight: &Matrix, rows: usize, one: bool) -> usize {
     ring + rows * chunks * (4 * weight.chunk_values() + 4)
 }
 
+/// Whether `rows` rows of x fit into the shared memory of a launch.
+fn fits(gpu: &Gpu, weight: &Matrix, params: &ProductParams, experts: usize, rows: usize) -> bool {
+    if integer::takes(gpu, weight, experts) {
+        integer::ring_for(weight, params.ending == GATED, rows, false).is_some()
+    } else {
+        shared_bytes(weight, rows, rows == 1) <= SHARED_BYTES
+    }
+}
+
 /// Launches with `blocks` groups, or runs of tokens, whose rows of x are at most `rows` at once.
 fn launch(
     gpu: &Gpu,
     weight: &Matrix,
-    params: &ProductParams,
+    params: &mut ProductParams,
+    experts: usize,
     blocks: usize,
     rows: usize,
 ) -> Result<(), CudaError> {
     let kind = weight.kind() as usize;
-    let gated = params.ending == GATED;
+    let (gated, combined) = (params.ending == GATED, params.ending == COMBINE);
     let one = params.at_once == 1;
+    let integers = integer::takes(gpu, weight, experts);
     let kernel = match (one, gated) {
+        _ if integers => integer::kernel(weight.kind(), one, gated, combined),
         (true, false) => ONE[kind],
         (true, true) => ONE_GATED[kind],
         (false, false) => EIGHT[kind],
         (false, true) => EIGHT_GATED[kind],
     };
     let parts = &params.parts[..if gated { 1 } else { params.n_parts as usize }];
-    let (_, tile) = tile(weight);
+    let tile = if integers { integer::TILE_ROWS } else { tile(weight).1 };
     let tiles: usize = parts.iter().map(|part| (part.rows as usize).div_ceil(tile)).sum();
     // One block for each multiprocessor leaves room for the first blocks of what comes next, whose weights are then already
     // on their way.
@@ -274,7 +296,14 @@ fn launch(
     // Groups may be fewer than there is room for.
     let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
     let grid = [tiles.min(share), blocks, 1];
-    gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params)
+    if !integers {
+        return gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params);
+    }
+    let ring = integer::ring_for(weight, gated, rows, combined);
+    let ring = ring.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
+    params.stages = ring.stages as i32;
+    params.piece = ring.piece as i32;
+    gpu.launch_early(kernel, grid, integer::THREADS, ring.shared, params)
 }
 
 /// Blocks that share the tiles of a group, where it is not known how many groups there are.
@@ -300,14 +329,14 @@ pub fn product_of(
         None => assert!(tokens * weight.cols() <= inputs.x.len(), "x is too short"),
         Some(rows) => assert!(tokens <= rows.len(), "too few rows are named"),
     }
-    let fits = |rows: &usize| shared_bytes(weight, *rows, *rows == 1) <= SHARED_BYTES;
-    let most = tokens.clamp(1, 8).next_power_of_two();
-    let at_once = [8, 4, 2, 1].into_iter().find(|rows| *rows <= most && fits(rows));
-    let at_once = at_once.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
     let mut params = params(out, place, inputs, outputs, 1, ending);
+    let most = tokens.clamp(1, 8).next_power_of_two();
+    let fits = |rows: &usize| *rows <= most && fits(gpu, weight, &params, 1, *rows);
+    let at_once = [8, 4, 2, 1].into_iter().find(fits);
+    let at_once = at_once.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
     params.tokens = tokens as i32;
     params.at_once = at_once as i32;
-    launch(gpu, weight, &params, tokens.div_ceil(at_once), at_once)
+    launch(gpu, weight, &mut params, 1, tokens.div_ceil(at_once), at_once)
 }
 
 /// `out = x * weight.transposed() + bias`, or added to `out`. `x` is (tokens, weight columns).
@@ -362,13 +391,12 @@ pub fn product_grouped_of(
     place.check(out, slots, width(outputs, experts, ending));
     let x_rows = if by_slot { slots } else { rows };
     assert!(x_rows * weight.cols() <= inputs.x.len() && inputs.x_rows.is_none(), "x is too short");
-    let shared = shared_bytes(weight, size, size == 1);
-    assert!(shared <= SHARED_BYTES, "rows of {} elements", weight.cols());
     let mut params = params(out, place, inputs, outputs, experts, ending);
+    assert!(fits(gpu, weight, &params, experts, size), "rows of {} elements", weight.cols());
     params.groups = groups.address();
     params.at_once = size as i32;
     params.slots_per_row = if by_slot { 1 } else { top_k as i32 };
-    launch(gpu, weight, &params, count, size)
+    launch(gpu, weight, &mut params, experts, count, size)
 }
 
 /// `out[slot] = x[row of the slot] * weight[expert of the slot].transposed() + bias[expert]`.
@@ -404,7 +432,7 @@ pub fn product_combined(
 ) -> Result<(), CudaError> {
     let Choices { experts, shares, top_k, experts_in_all } = choices;
     let weight = outputs.weight;
-    assert!(can_combine(weight, top_k), "{top_k} rows of {}", weight.cols());
+    assert!(can_combine(gpu, weight, top_k, experts_in_all), "{top_k} rows of {}", weight.cols());
     assert!(top_k <= experts.len() && top_k <= shares.len());
     assert!(top_k * weight.cols() <= x.len(), "x is too short");
     let place = Place { start: 0, stride: weight.rows() / experts_in_all };
@@ -415,5 +443,58 @@ pub fn product_combined(
     params.experts = experts.address();
     params.shares = shares.address();
     params.choices = top_k as i32;
-    launch(gpu, weight, &params, 1, top_k)
+    launch(gpu, weight, &mut params, experts_in_all, 1, top_k)
+}
+
+/// The kernels that choose experts in the launch that computes their logits, for one row and for up to eight.
+fn router_kernel(weight: &Matrix, one: bool) -> Option<&'static str> {
+    let [of_one, of_eight] = match weight.kind() {
+        WeightType::F32 => ["router_f32_1", "router_f32_8"],
+        WeightType::F16 => ["router_f16_1", "router_f16_8"],
+        WeightType::BF16 => ["router_bf16_1", "router_bf16_8"],
+        _ => return None,
+    };
+    Some(if one { of_one } else { of_eight })
+}
+
+/// Whether [`router`] takes `rows` rows and this matrix.
+pub fn can_route(router: &Matrix, rows: usize, routing: &Routing) -> bool {
+    let shared = shared_bytes(router, rows.next_power_of_two(), rows == 1);
+    (1..=8).contains(&rows)
+        && router_kernel(router, rows == 1).is_some()
+        && shared <= SHARED_BYTES
+        && 4 * (rows * routing.experts + 1) <= shared
+}
+
+/// Logits of all experts for `rows` rows, as [`product_of`] computes them, then [`crate::route`] and [`crate::group_slots`], in
+/// one launch. `arrived` holds a zero before and after it.
+///
+/// # Errors
+/// When the driver fails.
+pub fn router(
+    gpu: &Gpu,
+    logits: &mut Buf<f32>,
+    inputs: Inputs<'_>,
+    outputs: Outputs<'_>,
+    routes: RoutesOut<'_>,
+    rows: usize,
+    routing: Routing,
+) -> Result<(), CudaError> {
+    let weight = outputs.weight;
+    assert!(can_route(weight, rows, &routing) && weight.rows() == routing.experts);
+    assert!(rows * weight.cols() <= inputs.x.len() && inputs.x_rows.is_none(), "x is too short");
+    let place = Place { start: 0, stride: routing.experts };
+    place.check(logits, rows, routing.experts);
+    assert!(!routes.arrived.is_empty(), "a counter");
+    let route = route_params(routes.experts, routes.weights, logits, rows, routing);
+    let group = group_params(routes.groups, routes.experts, rows, routing);
+    let mut product = params(logits, place, inputs, &[outputs], 1, Ending::Store);
+    let at_once = rows.next_power_of_two();
+    product.tokens = rows as i32;
+    product.at_once = at_once as i32;
+    let grid =
+        [weight.rows().div_ceil(tile(weight).1).min(gpu.info().multiprocessors as usize), 1, 1];
+    let name = router_kernel(weight, rows == 1).expect("`can_route` knows it");
+    let params = RouterParams { product, route, group, arrived: routes.arrived.address() };
+    gpu.launch_early(name, grid, THREADS, shared_bytes(weight, at_once, rows == 1), &params)
 }

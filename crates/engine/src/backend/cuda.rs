@@ -24,7 +24,7 @@ use crate::kv::KvLayout;
 use crate::model::Model;
 use crate::model::forward::Scratch;
 use crate::model::spec::{
-    AttentionShape, Choice, ChoiceWeights, Decoder, Linear, Nonlinearity, Norm, Rope, RopeStyle,
+    AttentionShape, Choice, Decoder, Linear, Nonlinearity, Norm, Rope, RopeStyle,
 };
 use crate::sampler::{Pick, Picked};
 use crate::speculation::MOST_ROWS;
@@ -233,7 +233,10 @@ impl Backend for Cuda {
         let slots = rows * routing.top_k;
         let arena = &mut self.arena;
         let memory = attempt(&mut self.failure, || {
+            let mut arrived = arena.buffer(1)?;
+            arrived.fill_bytes(0)?;
             Ok(RoutesMemory {
+                arrived,
                 experts: arena.buffer(slots)?,
                 weights: arena.buffer(slots)?,
                 groups: arena.buffer(oxgpt_kernels::group_words(&routing, rows))?,
@@ -490,12 +493,7 @@ impl Backend for Cuda {
     fn route(&mut self, routes: &mut Routes, router: &Buffer, choice: Choice) {
         routes.rows = router.rows;
         routes.exact = self.exact.min(router.rows);
-        routes.routing = Routing {
-            experts: router.width,
-            top_k: choice.count,
-            softmax_before: choice.weights == ChoiceWeights::SoftmaxOfAll,
-            renormalize: false,
-        };
+        routes.routing = routes::routing(router.width, choice);
         let gpu = &self.gpu;
         attempt(&mut self.failure, || {
             let Routes { rows, exact, routing, .. } = *routes;

@@ -3,8 +3,9 @@
 use crate::common::{Random, Stored, assert_near, bits, cols, gpu, run};
 use oxgpt_kernels::{
     Activation, Buf, Choices, Ending, Gated, Gpu, Grouped, Inputs, Matrix, Norm, Outputs, Place,
-    Routing, WeightType, activate, activate_gated, combine, group_slots, group_words, norm,
-    product, product_combined, product_grouped, product_grouped_of, product_of, route,
+    RoutesOut, Routing, WeightType, activate, activate_gated, can_route, combine, group_slots,
+    group_words, norm, product, product_combined, product_grouped, product_grouped_of, product_of,
+    route, router,
 };
 
 const KINDS: [WeightType; 6] = [
@@ -32,13 +33,16 @@ fn rows_are_normed_on_the_way() {
     let Some(gpu) = gpu() else { return };
     for kind in KINDS {
         // Rows that threads have in registers, and longer ones.
-        for about in [70, 1500, 4500] {
+        for (about, first_rows, other_rows) in
+            [(70, 37, 9), (1500, 37, 9), (1536, 48, 16), (4500, 37, 9), (4608, 48, 16)]
+        {
+            let stride = first_rows + other_rows + 4;
             let cols = cols(kind, about);
             let mut random = Random(kind as u64 + 50);
-            let stored = Stored::random(kind, [37, cols], &mut random);
-            let other = Stored::random(kind, [9, cols], &mut random);
+            let stored = Stored::random(kind, [first_rows, cols], &mut random);
+            let other = Stored::random(kind, [other_rows, cols], &mut random);
             let (matrix, other_matrix) = (stored.upload(&gpu), other.upload(&gpu));
-            let (bias, other_bias) = (random.normals(37), random.normals(9));
+            let (bias, other_bias) = (random.normals(first_rows), random.normals(other_rows));
             let (bias, other_bias) = (device(&gpu, &bias), device(&gpu, &other_bias));
             let (weight, shift) = (random.normals(cols), random.normals(cols));
             let (weight, shift) = (device(&gpu, &weight), device(&gpu, &shift));
@@ -55,9 +59,9 @@ fn rows_are_normed_on_the_way() {
                     let normed = device(&gpu, &normed);
                     let first = plain(&gpu, &normed, &matrix, &bias, rows);
                     let second = plain(&gpu, &normed, &other_matrix, &other_bias, rows);
-                    let place = Place { start: 3, stride: 50 };
-                    let start = random.normals(rows * 50);
-                    let found = run(&gpu, rows * 50, Some(&start), |out| {
+                    let place = Place { start: 3, stride };
+                    let start = random.normals(rows * stride);
+                    let found = run(&gpu, rows * stride, Some(&start), |out| {
                         let inputs = Inputs { x: &x, x_rows: None, norm: Some(n) };
                         let outputs = [
                             Outputs { weight: &matrix, bias: Some(&bias) },
@@ -67,8 +71,10 @@ fn rows_are_normed_on_the_way() {
                     });
                     let mut expected = start.clone();
                     for row in 0..rows {
-                        expected[row * 50 + 3..][..37].copy_from_slice(&first[row * 37..][..37]);
-                        expected[row * 50 + 40..][..9].copy_from_slice(&second[row * 9..][..9]);
+                        expected[row * stride + 3..][..first_rows]
+                            .copy_from_slice(&first[row * first_rows..][..first_rows]);
+                        expected[row * stride + 3 + first_rows..][..other_rows]
+                            .copy_from_slice(&second[row * other_rows..][..other_rows]);
                     }
                     let what = format!("{kind:?} {cols}, {rows} rows, centered {centered}");
                     assert_eq!(bits(&found), bits(&expected), "{what}");
@@ -77,13 +83,15 @@ fn rows_are_normed_on_the_way() {
                     let order: Vec<u32> =
                         (0..rows as u32).map(|row| rows as u32 - 1 - row).collect();
                     let order_device = Buf::from_slice(&gpu, &order).unwrap();
-                    let found = run(&gpu, rows * 37, None, |out| {
+                    let found = run(&gpu, rows * first_rows, None, |out| {
                         let inputs = Inputs { x: &x, x_rows: Some(&order_device), norm: Some(n) };
                         let outputs = [Outputs { weight: &matrix, bias: Some(&bias) }];
-                        let place = Place { start: 0, stride: 37 };
+                        let place = Place { start: 0, stride: first_rows };
                         product_of(&gpu, out, place, inputs, &outputs, Ending::Store, rows)
                     });
-                    let picked = order.iter().flat_map(|row| &first[*row as usize * 37..][..37]);
+                    let picked = order
+                        .iter()
+                        .flat_map(|row| &first[*row as usize * first_rows..][..first_rows]);
                     let picked: Vec<f32> = picked.copied().collect();
                     assert_eq!(bits(&found), bits(&picked), "{what}, by number");
                 }
@@ -95,21 +103,26 @@ fn rows_are_normed_on_the_way() {
 #[test]
 fn products_end_in_activations() {
     let Some(gpu) = gpu() else { return };
-    for kind in KINDS {
-        let cols = cols(kind, 300);
+    for (kind, outputs_of_half) in KINDS.into_iter().flat_map(|kind| [(kind, 21), (kind, 32)]) {
+        let all = 2 * outputs_of_half;
+        let cols = cols(kind, 320);
         let mut random = Random(kind as u64 + 60);
-        let both = Stored::random(kind, [2 * 21, cols], &mut random);
-        let row_bytes = both.bytes.len() / 42;
+        let both = Stored::random(kind, [all, cols], &mut random);
+        let row_bytes = both.bytes.len() / all;
         let half = |first: usize| Stored {
             kind,
-            shape: [21, cols],
-            bytes: both.bytes[first * row_bytes..][..21 * row_bytes].to_vec(),
-            values: both.values[first * cols..][..21 * cols].to_vec(),
+            shape: [outputs_of_half, cols],
+            bytes: both.bytes[first * row_bytes..][..outputs_of_half * row_bytes].to_vec(),
+            values: both.values[first * cols..][..outputs_of_half * cols].to_vec(),
         };
-        let (one, gate, up) = (both.upload(&gpu), half(0).upload(&gpu), half(21).upload(&gpu));
-        let bias = random.normals(42);
-        let (bias_device, bias_gate, bias_up) =
-            (device(&gpu, &bias), device(&gpu, &bias[..21]), device(&gpu, &bias[21..]));
+        let (one, gate, up) =
+            (both.upload(&gpu), half(0).upload(&gpu), half(outputs_of_half).upload(&gpu));
+        let bias = random.normals(all);
+        let (bias_device, bias_gate, bias_up) = (
+            device(&gpu, &bias),
+            device(&gpu, &bias[..outputs_of_half]),
+            device(&gpu, &bias[outputs_of_half..]),
+        );
         for rows in [1, 2, 5, 8] {
             let x = device(&gpu, &random.normals(rows * cols));
             let products = device(&gpu, &plain(&gpu, &x, &one, &bias_device, rows));
@@ -121,10 +134,10 @@ fn products_end_in_activations() {
             };
             let whole = [Outputs { weight: &one, bias: Some(&bias_device) }];
             for activation in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu] {
-                let expected = run(&gpu, rows * 42, None, |out| {
-                    activate(&gpu, out, &products, rows * 42, activation)
+                let expected = run(&gpu, rows * all, None, |out| {
+                    activate(&gpu, out, &products, rows * all, activation)
                 });
-                let found = ended(42, &whole, Ending::Activate(activation));
+                let found = ended(all, &whole, Ending::Activate(activation));
                 assert_eq!(bits(&found), bits(&expected), "{kind:?} {activation:?}");
             }
             let parts = [
@@ -136,11 +149,11 @@ fn products_end_in_activations() {
                 Gated::Plain(Activation::GeluTanh),
                 Gated::ClampedSwiglu { limit: 7.0, alpha: 1.702 },
             ] {
-                let expected = run(&gpu, rows * 21, None, |out| {
-                    activate_gated(&gpu, out, &products, (rows, 21), gated)
+                let expected = run(&gpu, rows * outputs_of_half, None, |out| {
+                    activate_gated(&gpu, out, &products, (rows, outputs_of_half), gated)
                 });
                 for outputs in [&whole[..], &parts[..]] {
-                    let found = ended(21, outputs, Ending::Gated(gated));
+                    let found = ended(outputs_of_half, outputs, Ending::Gated(gated));
                     assert_eq!(bits(&found), bits(&expected), "{kind:?} {gated:?}, {rows} rows");
                 }
             }
@@ -249,4 +262,73 @@ fn experts_are_computed_and_summed_at_once() {
             assert!(crate::common::distance(&found, &sum(&ids)) > 1e-3);
         }
     }
+}
+
+#[test]
+fn experts_are_chosen_where_their_logits_are_computed() {
+    let Some(gpu) = gpu() else { return };
+    let hidden = 2880;
+    for (kind, experts, top_k) in
+        [(WeightType::F32, 32, 4), (WeightType::BF16, 128, 8), (WeightType::F16, 6, 2)]
+    {
+        let mut random = Random(kind as u64 + 80);
+        let matrix = Stored::random(kind, [experts, hidden], &mut random).upload(&gpu);
+        let bias = device(&gpu, &random.normals(experts));
+        let weight = device(&gpu, &random.normals(hidden));
+        let n = Norm { weight: &weight, bias: None, eps: 1e-5, centered: false };
+        let mut arrived = Buf::<u32>::new(&gpu, 1).unwrap();
+        arrived.fill_bytes(0).unwrap();
+        for softmax_before in [false, true] {
+            let routing = Routing { experts, top_k, softmax_before, renormalize: false };
+            for rows in [1, 2, 3, 8] {
+                assert!(can_route(&matrix, rows, &routing));
+                let x = device(&gpu, &random.normals(rows * hidden));
+                let inputs = Inputs { x: &x, x_rows: None, norm: Some(n) };
+                let outputs = Outputs { weight: &matrix, bias: Some(&bias) };
+                let slots = rows * top_k;
+                let buffers = || {
+                    let mut groups = Buf::<i32>::new(&gpu, group_words(&routing, rows)).unwrap();
+                    groups.fill_bytes(0).unwrap();
+                    let experts = Buf::<i32>::new(&gpu, slots).unwrap();
+                    (experts, Buf::<f32>::new(&gpu, slots).unwrap(), groups)
+                };
+                let (mut chosen, mut shares, mut groups) = buffers();
+                let logits = run(&gpu, rows * experts, None, |out| {
+                    let place = Place { start: 0, stride: experts };
+                    product_of(&gpu, out, place, inputs, &[outputs], Ending::Store, rows)
+                });
+                let logits_device = device(&gpu, &logits);
+                route(&gpu, &mut chosen, &mut shares, &logits_device, rows, routing).unwrap();
+                group_slots(&gpu, &mut groups, &chosen, rows, routing).unwrap();
+
+                let (mut chosen_at_once, mut shares_at_once, mut groups_at_once) = buffers();
+                let found = run(&gpu, rows * experts, None, |out| {
+                    let routes = RoutesOut {
+                        experts: &mut chosen_at_once,
+                        weights: &mut shares_at_once,
+                        groups: &mut groups_at_once,
+                        arrived: &mut arrived,
+                    };
+                    router(&gpu, out, inputs, outputs, routes, rows, routing)
+                });
+                let what = format!("{kind:?}, {rows} rows, {routing:?}");
+                assert_eq!(bits(&found), bits(&logits), "{what}");
+                assert_eq!(ints(&chosen_at_once), ints(&chosen), "{what}");
+                assert_eq!(ints(&groups_at_once), ints(&groups), "{what}");
+                let (mut one_by_one, mut at_once) = (vec![0.0; slots], vec![0.0; slots]);
+                shares.read(&mut one_by_one).unwrap();
+                shares_at_once.read(&mut at_once).unwrap();
+                assert_eq!(bits(&at_once), bits(&one_by_one), "{what}");
+                let mut counter = [1];
+                arrived.read(&mut counter).unwrap();
+                assert_eq!(counter, [0], "{what}");
+            }
+        }
+    }
+}
+
+fn ints(buffer: &Buf<i32>) -> Vec<i32> {
+    let mut values = vec![0; buffer.len()];
+    buffer.read(&mut values).unwrap();
+    values
 }

@@ -34,7 +34,7 @@ fn products_of_every_type() {
     let Some(gpu) = gpu() else { return };
     for kind in WeightType::ALL {
         let mut random = Random(kind as u64 + 1000);
-        for (rows, about) in [(1, 1), (37, 70), (130, 1500)] {
+        for (rows, about) in [(1, 1), (37, 70), (130, 1500), (48, 1536), (16, 64)] {
             let cols = cols(kind, about);
             let stored = Stored::random(kind, [rows, cols], &mut random);
             let matrix = stored.upload(&gpu);
@@ -62,7 +62,7 @@ fn products_with_many_rows_and_many_columns() {
     for kind in [WeightType::F16, WeightType::Q8_0, WeightType::Q4_K, WeightType::MXFP4] {
         let mut random = Random(kind as u64 + 2000);
         // Rows enough for four to a warp; columns for more than a tile.
-        for (rows, about) in [(9001, 64), (70, 11_000)] {
+        for (rows, about) in [(9001, 64), (70, 11_000), (5008, 2880)] {
             let cols = cols(kind, about);
             let stored = Stored::random(kind, [rows, cols], &mut random);
             let matrix = stored.upload(&gpu);

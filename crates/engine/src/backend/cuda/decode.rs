@@ -5,8 +5,9 @@
 //! Where a model asks for what no step has (a norm of a part's output, say), the operations of [`Backend`] are taken; the bits
 //! are the same either way, so a row does not depend on what it is computed with.
 
+use super::routes::{RoutesMemory, routing};
 use super::terms::{kernel_activation, kernel_norm, kernel_shape};
-use super::{Buffer, Cuda, attempt, present, present_mut, routes::RoutesMemory, weight_and_bias};
+use super::{Buffer, Cuda, attempt, present, present_mut, weight_and_bias};
 use crate::backend::Backend;
 use crate::batch::{Batch, BlockTables};
 use crate::kv::KvLayout;
@@ -15,7 +16,7 @@ use crate::model::spec::{
     Attention, Decoder, FeedForward, Linear, Nonlinearity, Norm, RopeStyle, Router,
 };
 use oxgpt_kernels::{
-    Buf, Choices, Ending, Gated, Grouped, Inputs, KvPool, Matrix, Outputs, Place, Turn,
+    Buf, Choices, Ending, Gated, Grouped, Inputs, KvPool, Matrix, Outputs, Place, RoutesOut, Turn,
 };
 use std::slice;
 
@@ -160,9 +161,11 @@ impl Cuda {
         router: &Router<Weights, Vector>,
         s: &mut Scratch<Cuda>,
     ) {
-        let router_linear = slice::from_ref(&router.linear);
-        self.normed_matmul(&mut s.router, &s.residual, &ffn.norm, router_linear, None);
-        self.route(&mut s.routes, &s.router, router.choice);
+        if !self.routed(ffn, router, s) {
+            let router_linear = slice::from_ref(&router.linear);
+            self.normed_matmul(&mut s.router, &s.residual, &ffn.norm, router_linear, None);
+            self.route(&mut s.routes, &s.router, router.choice);
+        }
         if !alike(&ffn.up) {
             self.norm(&mut s.normed, &s.residual, &ffn.norm);
             self.expert_matmul(&mut s.up, &s.normed, &ffn.up, &s.routes);
@@ -190,6 +193,39 @@ impl Cuda {
         });
     }
 
+    /// Chooses experts in one launch, if it can be done at once.
+    fn routed(
+        &mut self,
+        ffn: &FeedForward<Weights, Vector>,
+        router: &Router<Weights, Vector>,
+        s: &mut Scratch<Cuda>,
+    ) -> bool {
+        let rows = s.residual.rows;
+        let routing = routing(router.experts, router.choice);
+        let fits = |weight: &Matrix| oxgpt_kernels::can_route(weight, rows, &routing);
+        if !router.linear.weight.as_ref().is_some_and(fits) {
+            return false;
+        }
+        s.routes.rows = rows;
+        s.routes.exact = rows;
+        s.routes.routing = routing;
+        s.router.set(rows, router.experts);
+        let Cuda { gpu, failure, .. } = self;
+        attempt(failure, || {
+            let inputs = Inputs {
+                x: present(&s.residual.data),
+                x_rows: None,
+                norm: Some(kernel_norm(&ffn.norm)),
+            };
+            let RoutesMemory { experts, weights, groups, arrived, .. } =
+                present_mut(&mut s.routes.memory);
+            let routes = RoutesOut { experts, weights, groups, arrived };
+            let (logits, outputs) = (present_mut(&mut s.router.data), outputs(&router.linear));
+            oxgpt_kernels::router(gpu, logits, inputs, outputs, routes, rows, routing)
+        });
+        true
+    }
+
     /// `out += the sum over the experts of the one row there is`, if it can be done at once.
     fn combined(
         &mut self,
@@ -200,7 +236,8 @@ impl Cuda {
         routes: &super::Routes,
     ) -> bool {
         let top_k = router.choice.count;
-        let fits = |weight: &Matrix| oxgpt_kernels::can_combine(weight, top_k);
+        let gpu = &self.gpu;
+        let fits = |weight: &Matrix| oxgpt_kernels::can_combine(gpu, weight, top_k, router.experts);
         if routes.rows != 1 || !down.weight.as_ref().is_some_and(fits) {
             return false;
         }

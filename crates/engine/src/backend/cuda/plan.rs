@@ -116,7 +116,7 @@ impl CudaPlan {
             let slots = limits.rows * routing.top_k;
             let groups = oxgpt_kernels::group_words(routing, limits.rows);
             let sorted = oxgpt_kernels::sorted_words(routing, limits.rows);
-            buffers.extend([slots, slots, groups, sorted, slots * decoder.hidden]);
+            buffers.extend([1, slots, slots, groups, sorted, slots * decoder.hidden]);
         }
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));

@@ -1,6 +1,7 @@
 //! The experts of each row, and the products with them.
 
 use super::present;
+use crate::model::spec::{Choice, ChoiceWeights};
 use oxgpt_kernels::{
     Buf, CudaError, Ending, Gpu, Grouped, Matrix, Outputs, Packed, Place, Routing, Sorted,
 };
@@ -21,6 +22,8 @@ pub(super) struct RoutesMemory {
     pub groups: Buf<i32>,
     /// Of the others.
     pub sorted: Buf<i32>,
+    /// Of a launch that counts its blocks.
+    pub arrived: Buf<u32>,
     /// What comes back from the experts, (rows * chosen, hidden).
     pub returned: Buf<f32>,
 }
@@ -61,4 +64,10 @@ impl Routes {
         }
         Ok(())
     }
+}
+
+/// As the kernels take it.
+pub(super) fn routing(experts: usize, choice: Choice) -> Routing {
+    let softmax_before = choice.weights == ChoiceWeights::SoftmaxOfAll;
+    Routing { experts, top_k: choice.count, softmax_before, renormalize: false }
 }
