@@ -160,8 +160,9 @@ fn cache(out: &Path) -> PathBuf {
             )),
         };
     }
-    // Cargo marks the target directory with this file.
-    let target = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    // TARGET/PROFILE/build/PACKAGE/out. (Cargo marks the target directory by a file only where it made the directory itself.)
+    let build = out.ancestors().find(|folder| folder.ends_with("build"));
+    let target = build.and_then(|build| build.parent()?.parent());
     target.unwrap_or(out).join("oxgpt-kernels")
 }
 
