@@ -4,14 +4,13 @@
 //! scaled by powers of two before, so the range of halves is no limit. An output has the same bits whatever rows are beside it,
 //! but other bits than [`crate::product()`] gives.
 
-use crate::activate::Gated;
 use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::memory::Buf;
 use crate::moe::Routing;
 use crate::pack::{Packed, places};
 use crate::params::{GemmParams, GemmPart, SortParams};
-use crate::product::{Ending, Outputs, Place, width};
+use crate::product::{Ending, EndingCode, GATED, Outputs, Piece, Place, filled, pieces, width};
 use crate::weights::{WeightType, kernel_names};
 
 const KERNELS: [&str; 16] = kernel_names!("gemm_", "");
@@ -32,8 +31,6 @@ const MOST_STAGES: usize = 6;
 const MOST_STAGES_FEW: usize = 12;
 /// Shared memory that a block has beside the ring.
 const OWN_BYTES: usize = 4 << 10;
-/// The most matrices of one launch.
-const MOST_PARTS: usize = 3;
 /// The most blocks of a cluster on every device that has clusters.
 const MOST_SPLITS: usize = 8;
 
@@ -42,15 +39,6 @@ const SORT_WORDS: usize = (48 << 10) / 4;
 
 /// Words of a tile: expert, first place in the order of slots, how many slots.
 const TILE_WORDS: usize = 3;
-
-/// As `cuda/gemm.cuh` numbers them.
-const STORE: i32 = 0;
-const ADD: i32 = 1;
-const ACTIVATE: i32 = 2;
-const GATED: i32 = 3;
-
-/// As `cuda/activation.cuh` numbers it.
-const CLAMPED_SWIGLU: i32 = 6;
 
 /// What a product of packed rows depends on, beside which of them meet which weights.
 fn params(
@@ -62,13 +50,10 @@ fn params(
     ending: Ending,
 ) -> GemmParams {
     let first = outputs.first().expect("a product has weights").weight;
-    let mut parts: Vec<GemmPart> = Vec::new();
-    let mut part = |outputs: &Outputs<'_>, rows: std::ops::Range<usize>, start: usize| {
-        let Outputs { weight, bias } = *outputs;
-        assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
-        assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
+    let parts = pieces(outputs, experts, ending).map(|piece| {
+        let Piece { outputs: Outputs { weight, bias }, rows, start } = piece;
         assert!(weight.kind() == first.kind() && x.suits(weight), "x was packed for other weights");
-        parts.push(GemmPart {
+        GemmPart {
             weight: weight.planes(),
             largest: weight.largest(),
             bias: bias.map_or(0, Buf::address),
@@ -76,46 +61,13 @@ fn params(
             first_row: rows.start as i32,
             matrix_rows: (weight.rows() / experts) as i32,
             start: start as i32,
-        });
-    };
-    let rows = |outputs: &Outputs<'_>| outputs.weight.rows() / experts;
-    match (ending, outputs) {
-        (Ending::Gated(_), [one]) => {
-            let half = rows(one) / 2;
-            part(one, 0..half, 0);
-            part(one, half..2 * half, 0);
         }
-        (Ending::Gated(_), [gate, up]) => {
-            assert_eq!(rows(gate), rows(up), "as many gates as ups");
-            part(gate, 0..rows(gate), 0);
-            part(up, 0..rows(up), 0);
-        }
-        (Ending::Gated(_), _) => panic!("a gate and an up are in one matrix or two"),
-        _ => {
-            let mut start = 0;
-            for one in outputs {
-                part(one, 0..rows(one), start);
-                start += rows(one);
-            }
-        }
-    }
-    assert!(parts.len() <= MOST_PARTS, "{} matrices", parts.len());
-    let (count, unused) = (parts.len(), parts[0]);
-    parts.resize(MOST_PARTS, unused);
-    let (mut limit, mut alpha) = (0.0, 0.0);
-    let (ending, activation) = match ending {
-        Ending::Store => (STORE, 0),
-        Ending::Add => (ADD, 0),
-        Ending::Activate(activation) => (ACTIVATE, activation as i32),
-        Ending::Gated(Gated::Plain(activation)) => (GATED, activation as i32),
-        Ending::Gated(Gated::ClampedSwiglu { limit: l, alpha: a }) => {
-            (limit, alpha) = (l, a);
-            (GATED, CLAMPED_SWIGLU)
-        }
-    };
+    });
+    let (count, parts) = filled(parts);
+    let EndingCode { ending, activation, limit, alpha } = ending.code();
     let (tokens16, scales) = x.addresses();
     GemmParams {
-        parts: parts.try_into().expect("resized to it"),
+        parts,
         tokens16,
         scales,
         out: out.address() + 4 * place.start as u64,

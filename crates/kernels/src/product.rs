@@ -113,7 +113,7 @@ impl<'a> Inputs<'a> {
 const STORE: i32 = 0;
 const ADD: i32 = 1;
 const ACTIVATE: i32 = 2;
-const GATED: i32 = 3;
+pub(crate) const GATED: i32 = 3;
 const COMBINE: i32 = 4;
 
 /// As `cuda/activation.cuh` numbers it.
@@ -129,6 +129,79 @@ pub fn can_combine(gpu: &Gpu, weight: &Matrix, choices: usize, experts: usize) -
         }
 }
 
+/// Rows of a matrix (of each of its experts) that become outputs.
+pub(crate) struct Piece<'a> {
+    pub outputs: Outputs<'a>,
+    pub rows: std::ops::Range<usize>,
+    /// Where the outputs begin in a row of out.
+    pub start: usize,
+}
+
+/// Matrices one after another, or a gate and an up beside each other, from one matrix or two.
+pub(crate) fn pieces<'a>(
+    outputs: &[Outputs<'a>],
+    experts: usize,
+    ending: Ending,
+) -> impl Iterator<Item = Piece<'a>> {
+    let rows = |outputs: &Outputs<'_>| {
+        let Outputs { weight, bias } = *outputs;
+        assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
+        assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
+        weight.rows() / experts
+    };
+    let piece = |outputs: &Outputs<'a>, rows, start| Piece { outputs: *outputs, rows, start };
+    let pieces = match (ending, outputs) {
+        (Ending::Gated(_), [one]) => {
+            let half = rows(one) / 2;
+            vec![piece(one, 0..half, 0), piece(one, half..2 * half, 0)]
+        }
+        (Ending::Gated(_), [gate, up]) => {
+            assert_eq!(rows(gate), rows(up), "as many gates as ups");
+            vec![piece(gate, 0..rows(gate), 0), piece(up, 0..rows(up), 0)]
+        }
+        (Ending::Gated(_), _) => panic!("a gate and an up are in one matrix or two"),
+        _ => {
+            let mut start = 0;
+            let after_another = outputs.iter().map(|one| {
+                start += rows(one);
+                piece(one, 0..rows(one), start - rows(one))
+            });
+            after_another.collect()
+        }
+    };
+    pieces.into_iter()
+}
+
+/// The parts of a launch, with the first in unused places, and how many there are.
+pub(crate) fn filled<T: Copy>(parts: impl Iterator<Item = T>) -> (usize, [T; MOST_PARTS]) {
+    let parts: Vec<T> = parts.collect();
+    assert!((1..=MOST_PARTS).contains(&parts.len()), "{} matrices", parts.len());
+    (parts.len(), std::array::from_fn(|i| *parts.get(i).unwrap_or(&parts[0])))
+}
+
+/// An ending as the kernels take it.
+pub(crate) struct EndingCode {
+    pub ending: i32,
+    pub activation: i32,
+    pub limit: f32,
+    pub alpha: f32,
+}
+
+impl Ending {
+    pub(crate) fn code(self) -> EndingCode {
+        let plain = |ending, activation| EndingCode { ending, activation, limit: 0.0, alpha: 0.0 };
+        match self {
+            Ending::Store => plain(STORE, 0),
+            Ending::Add => plain(ADD, 0),
+            Ending::Activate(activation) => plain(ACTIVATE, activation as i32),
+            Ending::Gated(Gated::Plain(activation)) => plain(GATED, activation as i32),
+            Ending::Gated(Gated::ClampedSwiglu { limit, alpha }) => {
+                EndingCode { ending: GATED, activation: CLAMPED_SWIGLU, limit, alpha }
+            }
+        }
+    }
+}
+
 /// Parameters that are ready but for what the kind of product adds.
 fn params(
     out: &Buf<f32>,
@@ -140,11 +213,8 @@ fn params(
 ) -> ProductParams {
     let first = outputs.first().expect("a product has weights");
     let cols = first.weight.cols();
-    let mut start = 0;
-    let part = |outputs: &Outputs<'_>, rows: std::ops::Range<usize>, start: usize| {
-        let Outputs { weight, bias } = *outputs;
-        assert!(weight.rows().is_multiple_of(experts), "{} rows of {experts}", weight.rows());
-        assert!(bias.is_none_or(|bias| bias.len() >= weight.rows()), "the bias is too short");
+    let parts = pieces(outputs, experts, ending).map(|piece| {
+        let Piece { outputs: Outputs { weight, bias }, rows, start } = piece;
         assert!(weight.kind() == first.weight.kind() && weight.cols() == cols, "weights differ");
         Part {
             weight: weight.planes(),
@@ -154,46 +224,15 @@ fn params(
             matrix_rows: (weight.rows() / experts) as i32,
             start: start as i32,
         }
-    };
-    let rows = |outputs: &Outputs<'_>| outputs.weight.rows() / experts;
-    let mut parts: Vec<Part> = Vec::new();
-    match (ending, outputs) {
-        (Ending::Gated(_), [one]) => {
-            let half = rows(one) / 2;
-            parts.extend([part(one, 0..half, 0), part(one, half..2 * half, 0)]);
-        }
-        (Ending::Gated(_), [gate, up]) => {
-            assert_eq!(rows(gate), rows(up), "as many gates as ups");
-            parts.extend([part(gate, 0..rows(gate), 0), part(up, 0..rows(up), 0)]);
-        }
-        (Ending::Gated(_), _) => panic!("a gate and an up are in one matrix or two"),
-        _ => {
-            for one in outputs {
-                parts.push(part(one, 0..rows(one), start));
-                start += rows(one);
-            }
-        }
-    }
-    assert!(parts.len() <= MOST_PARTS, "{} matrices", parts.len());
-    let (count, unused) = (parts.len(), parts[0]);
-    parts.resize(MOST_PARTS, unused);
-    let (mut limit, mut alpha) = (0.0, 0.0);
-    let (ending, activation) = match ending {
-        Ending::Store => (STORE, 0),
-        Ending::Add => (ADD, 0),
-        Ending::Activate(activation) => (ACTIVATE, activation as i32),
-        Ending::Gated(Gated::Plain(activation)) => (GATED, activation as i32),
-        Ending::Gated(Gated::ClampedSwiglu { limit: l, alpha: a }) => {
-            (limit, alpha) = (l, a);
-            (GATED, CLAMPED_SWIGLU)
-        }
-    };
+    });
+    let (count, parts) = filled(parts);
+    let EndingCode { ending, activation, limit, alpha } = ending.code();
     let norm = inputs.norm;
     assert!(norm.is_none_or(|norm| norm.weight.len() >= cols), "the norm is too short");
     let norm_bias = norm.and_then(|norm| norm.bias);
     assert!(norm_bias.is_none_or(|bias| bias.len() >= cols), "the norm's bias is too short");
     ProductParams {
-        parts: parts.try_into().expect("resized to it"),
+        parts,
         x: inputs.x.address(),
         x_rows: inputs.x_rows.map_or(0, Buf::address),
         norm_weight: norm.map_or(0, |norm| norm.weight.address()),

@@ -39,18 +39,7 @@ impl Cuda {
         if batch.rows() != self.exact || batch.wants_hidden {
             return false;
         }
-        self.embed(
-            &mut s.residual,
-            &decoder.embedding.tokens,
-            &batch.tokens,
-            decoder.embedding.scale,
-        );
-        if let Some(positions) = &decoder.embedding.positions {
-            self.add_rows(&mut s.residual, positions, &batch.positions);
-        }
-        for (rope, rotations) in decoder.ropes.iter().zip(&mut s.rotations) {
-            self.rotations(rotations, rope, batch);
-        }
+        self.begin_rows(decoder, batch, s);
         for (index, layer) in decoder.layers.iter().enumerate() {
             let tables = &batch.block_tables[layout.group_of_layer[index]];
             self.attention(&layer.attention, decoder, &mut kv[index], batch, tables, s);
@@ -58,6 +47,23 @@ impl Cuda {
         }
         self.head(decoder, batch, s);
         true
+    }
+
+    /// Embeddings of tokens and positions, and the rotations of these positions.
+    pub(super) fn begin_rows(
+        &mut self,
+        decoder: &Decoder<Weights, Vector>,
+        batch: &Batch,
+        s: &mut Scratch<Cuda>,
+    ) {
+        let embedding = &decoder.embedding;
+        self.embed(&mut s.residual, &embedding.tokens, &batch.tokens, embedding.scale);
+        if let Some(positions) = &embedding.positions {
+            self.add_rows(&mut s.residual, positions, &batch.positions);
+        }
+        for (rope, rotations) in decoder.ropes.iter().zip(&mut s.rotations) {
+            self.rotations(rotations, rope, batch);
+        }
     }
 
     fn attention(

@@ -33,14 +33,7 @@ impl Cuda {
         if batch.wants_hidden {
             return false;
         }
-        let embedding = &decoder.embedding;
-        self.embed(&mut s.residual, &embedding.tokens, &batch.tokens, embedding.scale);
-        if let Some(positions) = &embedding.positions {
-            self.add_rows(&mut s.residual, positions, &batch.positions);
-        }
-        for (rope, rotations) in decoder.ropes.iter().zip(&mut s.rotations) {
-            self.rotations(rotations, rope, batch);
-        }
+        self.begin_rows(decoder, batch, s);
         for (index, layer) in decoder.layers.iter().enumerate() {
             let tables = &batch.block_tables[layout.group_of_layer[index]];
             self.wide_attention(&layer.attention, decoder, &mut kv[index], batch, tables, s);
