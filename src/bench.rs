@@ -3,10 +3,13 @@
 //! Every sequence is fed its own random tokens from a fixed seed: what a model of random weights would sample says
 //! nothing, and models with experts would send all tokens the same way.
 
+mod profile;
+
 use crate::args::{BenchArgs, EngineArgs, ModelArgs};
 use crate::memory;
 use crate::open;
 use anyhow::{Context, Result, ensure};
+use oxgpt_engine::backend::LaunchTime;
 use oxgpt_engine::backend::cpu::bandwidth::read_bandwidth;
 use oxgpt_engine::backend::cpu::cores::physical_cores;
 use oxgpt_engine::backend::cuda;
@@ -14,6 +17,7 @@ use oxgpt_engine::batch::{Logits, Origin};
 use oxgpt_engine::engine::{Device, Engine, EngineOptions, HeldSequence};
 use oxgpt_engine::kv::KvType;
 use oxgpt_engine::model::Model;
+use profile::Step;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::time::Instant;
@@ -31,6 +35,9 @@ struct Report {
     /// The most bytes that were resident while the model was loaded and tested; null where the system does not say.
     peak_resident: Option<u64>,
     tests: Vec<Test>,
+    /// With `--profile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Vec<Step>>,
 }
 
 /// One test, repeated.
@@ -61,6 +68,11 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
     let engine_args = EngineArgs { ctx: Some(context), threads, deterministic };
     let options =
         EngineOptions { sequences: args.batch, ..open::options(model_args, &engine_args)? };
+    ensure!(
+        !args.profile || matches!(options.device, Device::Cuda(_)),
+        "--profile shows the launches of a GPU, and the device is {}",
+        options.device
+    );
     let threads = threads.unwrap_or_else(physical_cores);
     let read_bandwidth = match options.device {
         Device::Cuda(ordinal) => cuda::read_bandwidth(ordinal)?,
@@ -91,6 +103,7 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
         test.share_of_bandwidth = Some(bytes / read_bandwidth);
         tests.push(test);
     }
+    let profile = args.profile.then(|| bench.profile()).transpose()?;
     let report = Report {
         model: model.checkpoint.path().display().to_string(),
         device: options.device.to_string(),
@@ -100,6 +113,7 @@ pub fn bench(model_args: &ModelArgs, args: &BenchArgs) -> Result<()> {
         read_bandwidth,
         peak_resident: memory::peak_resident(),
         tests,
+        profile: profile.map(|launches| profile::steps(&launches, read_bandwidth)),
     };
     print(&report, args.json)
 }
@@ -186,6 +200,20 @@ impl Bench {
         Ok(())
     }
 
+    /// What each launch of a step takes that gives each sequence a token.
+    fn profile(&mut self) -> Result<Vec<LaunchTime>> {
+        let context = self.engine.context();
+        let held: Option<Vec<HeldSequence>> =
+            (0..self.batch).map(|_| self.engine.hold(context)).collect();
+        let mut held = held.context("the engine has room for every sequence of the batch")?;
+        self.prefill(&mut held, self.depth)?;
+        let tokens = self.tokens(held.len());
+        let tokens: Vec<&[u32]> = tokens.chunks(1).collect();
+        let launches = self.engine.profile_next(&mut held, &tokens)?;
+        held.into_iter().for_each(|sequence| self.engine.release(sequence));
+        Ok(launches)
+    }
+
     fn tokens(&mut self, count: usize) -> Vec<u32> {
         (0..count).map(|_| (self.random.next() % self.vocab_size) as u32).collect()
     }
@@ -241,6 +269,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
             write!(out, "{:>10.1}{:>7.0}%", bytes / 1e9, share * 100.0)?;
         }
         writeln!(out)?;
+    }
+    if let Some(steps) = &report.profile {
+        profile::print(&mut out, steps)?;
     }
     if let Some(bytes) = report.peak_resident {
         writeln!(out, "resident memory: at most {:.1} MB", bytes as f64 / 1e6)?;

@@ -75,6 +75,9 @@ pub struct BenchArgs {
     /// Let no result depend on what else runs: slower with many sequences on a GPU
     #[arg(long)]
     pub deterministic: bool,
+    /// Also show what each launch of a step of generated tokens takes; on a GPU
+    #[arg(long)]
+    pub profile: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -37,6 +37,17 @@ impl HostMatrix {
     }
 }
 
+/// What a launch adds to the time of a pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LaunchTime {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Bytes of weights that it reads; of experts that many rows share, the most that it may.
+    pub bytes: u64,
+    /// The time to the end of this launch without what follows, less the same of the one before.
+    pub seconds: f64,
+}
+
 /// Why a device cannot be used, or cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -106,6 +117,19 @@ pub trait Backend: Send {
     where
         Self: Sized,
     {
+    }
+
+    /// What each launch of a pass of generated tokens takes, in their order; nothing where passes are not launches. `pass` runs the
+    /// operations for a batch, and they are run many times for the same tokens.
+    fn profile(
+        &mut self,
+        _batch: &Batch,
+        _pass: &mut dyn FnMut(&mut Self, &Batch),
+    ) -> Vec<LaunchTime>
+    where
+        Self: Sized,
+    {
+        Vec::new()
     }
 
     /// Takes over the batch that the next operations are about. Where it says `true`, it knew the whole pass and `logits` is what

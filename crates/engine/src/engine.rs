@@ -12,11 +12,11 @@ pub use self::options::{Device, EngineOptions};
 pub use crate::scheduler::PrefixSharing;
 
 use self::memory::{Planned, plan};
-use crate::backend::DeviceError;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::cores::physical_cores;
 use crate::backend::cuda::{self, Cuda, CudaPlan};
 use crate::backend::reference::Reference;
+use crate::backend::{DeviceError, LaunchTime};
 use crate::batch::{Batch, Logits, Origin};
 use crate::kv::{KvPools, KvSequence};
 use crate::model::Model;
@@ -447,6 +447,20 @@ impl Engine {
         let pick = |(row, sampler)| Pick { row, sampler, allowed, position, choice, logprobs };
         let mut picks: Vec<Pick<'_>> = samplers.iter_mut().enumerate().map(pick).collect();
         Ok(self.executor.choose(&mut picks)?)
+    }
+
+    /// What each launch takes that computes the next token of each sequence, without the choice of the tokens after them; nothing on
+    /// the CPU.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn profile_next(
+        &mut self,
+        sequences: &mut [HeldSequence],
+        tokens: &[&[u32]],
+    ) -> Result<Vec<LaunchTime>, EngineError> {
+        let batch = self.batch(sequences, tokens, Origin::Generated, Logits::Last);
+        Ok(self.executor.profile(&batch)?)
     }
 
     /// The tokens of the batch that was begun first and not asked for yet.

@@ -1,12 +1,14 @@
-//! The driver: opening a device, launching on a stream, recording and replaying launches, waiting.
+//! The driver: opening a device, recording and replaying launches, waiting. How kernels are launched is in [`launch`].
+
+pub mod launch;
 
 use crate::error::CudaError;
 use crate::images::{BUILT, IMAGES};
 use crate::memory::{Arena, Kept};
-use crate::params::Params;
 use cudarc::driver::sys;
+use launch::{Cut, Function};
 use std::collections::HashMap;
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 use std::panic::Location;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,8 @@ struct Stream {
     ready: AtomicBool,
     /// See [`Gpu::load_only`].
     loads_only: AtomicBool,
+    /// See [`Gpu::launch_first`].
+    cut: Mutex<Option<Cut>>,
     shared: Arc<Shared>,
 }
 
@@ -57,13 +61,6 @@ struct Shared {
     context: sys::CUcontext,
     modules: Vec<sys::CUmodule>,
     functions: HashMap<String, Function>,
-}
-
-struct Function {
-    function: sys::CUfunction,
-    /// The most shared memory that was asked for.
-    shared_bytes: Mutex<usize>,
-    prefers_shared: AtomicBool,
 }
 
 // SAFETY: handles of the driver may be used from every thread; the context is made current before each use.
@@ -158,9 +155,6 @@ fn device_info(
     })
 }
 
-/// Shared memory that a launch may ask for without more ado: of 48 KiB, kernels have some for themselves.
-const DEFAULT_SHARED_BYTES: usize = 24 << 10;
-
 impl Gpu {
     /// Opens device `ordinal` and loads the kernels.
     ///
@@ -199,7 +193,8 @@ impl Gpu {
         // SAFETY: writes one handle, destroyed when the stream is dropped.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let (ready, loads_only) = (AtomicBool::new(false), AtomicBool::new(false));
-        let stream = Arc::new(Stream { stream, ready, loads_only, shared: shared.clone() });
+        let (cut, shared_too) = (Mutex::new(None), shared.clone());
+        let stream = Arc::new(Stream { stream, ready, loads_only, cut, shared: shared_too });
         Ok(Gpu { stream, shared })
     }
 
@@ -347,172 +342,6 @@ impl Gpu {
     pub(crate) fn make_current(&self) -> Result<(), CudaError> {
         self.shared.make_current()
     }
-
-    /// Launches a kernel, whose parameters must be what the kernel takes and point to what it may use.
-    pub(crate) fn launch<P: Params>(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared_bytes: usize,
-        params: &P,
-    ) -> Result<(), CudaError> {
-        self.launch_with(name, grid, threads, shared_bytes, params, &mut [])
-    }
-
-    /// As [`Gpu::launch`]; the blocks with one `y` and `z` can wait for one another, where there is more than one.
-    pub(crate) fn launch_clusters<P: Params>(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared_bytes: usize,
-        params: &P,
-    ) -> Result<(), CudaError> {
-        if grid[0] <= 1 {
-            return self.launch(name, grid, threads, shared_bytes, params);
-        }
-        let attributes = &mut [cluster([grid[0], 1, 1])];
-        self.launch_with(name, grid, threads, shared_bytes, params, attributes)
-    }
-
-    /// As [`Gpu::launch`], for a kernel that waits for the one before it by itself (`wait_for_previous`), and so may be started
-    /// while that one still runs, where the device can do that.
-    pub(crate) fn launch_early<P: Params>(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared_bytes: usize,
-        params: &P,
-    ) -> Result<(), CudaError> {
-        if self.info().capability < (9, 0) {
-            return self.launch(name, grid, threads, shared_bytes, params);
-        }
-        self.shared.make_current()?;
-        self.function(name).prefer_shared()?;
-        self.launch_with(name, grid, threads, shared_bytes, params, &mut [early()])
-    }
-
-    /// As [`Gpu::launch_early`]; the blocks with one `x` and `y` can wait for one another, where there is more than one.
-    pub(crate) fn launch_split<P: Params>(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared_bytes: usize,
-        params: &P,
-    ) -> Result<(), CudaError> {
-        if grid[2] <= 1 {
-            return self.launch_early(name, grid, threads, shared_bytes, params);
-        }
-        self.shared.make_current()?;
-        self.function(name).prefer_shared()?;
-        let attributes = &mut [early(), cluster([1, 1, grid[2]])];
-        self.launch_with(name, grid, threads, shared_bytes, params, attributes)
-    }
-
-    fn function(&self, name: &'static str) -> &Function {
-        match self.shared.functions.get(name) {
-            Some(function) => function,
-            None => panic!("no module has a kernel `{name}`"),
-        }
-    }
-
-    fn launch_with<P: Params>(
-        &self,
-        name: &'static str,
-        grid: [usize; 3],
-        threads: u32,
-        shared_bytes: usize,
-        params: &P,
-        attributes: &mut [sys::CUlaunchAttribute],
-    ) -> Result<(), CudaError> {
-        if grid.contains(&0) {
-            return Ok(());
-        }
-        assert!(
-            grid[0] <= i32::MAX as usize && grid[1] <= 65535 && grid[2] <= 65535,
-            "{name}: a grid of {grid:?}"
-        );
-        self.shared.make_current()?;
-        let function = self.function(name);
-        function.allow_shared(shared_bytes)?;
-        if self.stream.loads_only.load(Ordering::Relaxed) {
-            return self.load(name);
-        }
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0] as u32,
-            gridDimY: grid[1] as u32,
-            gridDimZ: grid[2] as u32,
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes as u32,
-            hStream: self.stream(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
-        let mut arguments = [ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one parameter of exactly this structure (`Params` says which), which the driver copies
-        // before it returns, as it does the attributes.
-        let result = unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                function.function,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-            )
-        };
-        check("cuLaunchKernelEx", result)
-    }
-}
-
-/// That a kernel may be started while the one before it still runs.
-fn early() -> sys::CUlaunchAttribute {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.programmaticStreamSerializationAllowed = 1;
-    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-    sys::CUlaunchAttribute { id, pad: [0; 4], value }
-}
-
-/// That so many blocks are a cluster.
-fn cluster([x, y, z]: [usize; 3]) -> sys::CUlaunchAttribute {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.clusterDim =
-        sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: x as u32, y: y as u32, z: z as u32 };
-    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-    sys::CUlaunchAttribute { id, pad: [0; 4], value }
-}
-
-impl Function {
-    /// Allows launches with as much shared memory; what was allowed stays so, since others may be launching.
-    fn allow_shared(&self, bytes: usize) -> Result<(), CudaError> {
-        let mut allowed = self.shared_bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if bytes <= *allowed {
-            return Ok(());
-        }
-        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        self.set(most, bytes as i32)?;
-        *allowed = bytes;
-        Ok(())
-    }
-
-    /// Has multiprocessors set all of their memory aside for sharing. They do so for one kernel like for another, or they would
-    /// have to end one before they begin with the next.
-    fn prefer_shared(&self) -> Result<(), CudaError> {
-        if self.prefers_shared.swap(true, Ordering::Relaxed) {
-            return Ok(());
-        }
-        let share = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-        self.set(share, 100)
-    }
-
-    fn set(&self, attribute: sys::CUfunction_attribute, value: i32) -> Result<(), CudaError> {
-        // SAFETY: the function is one of a loaded module.
-        let result = unsafe { sys::cuFuncSetAttribute(self.function, attribute, value) };
-        check("cuFuncSetAttribute", result)
-    }
 }
 
 impl Shared {
@@ -552,9 +381,7 @@ impl Shared {
                 check("cuFuncGetName", sys::cuFuncGetName(&mut name, function))?;
                 CStr::from_ptr(name).to_string_lossy().into_owned()
             };
-            let shared_bytes = Mutex::new(DEFAULT_SHARED_BYTES);
-            let prefers_shared = AtomicBool::new(false);
-            self.functions.insert(name, Function { function, shared_bytes, prefers_shared });
+            self.functions.insert(name, Function::new(function));
         }
         Ok(())
     }

@@ -33,6 +33,7 @@ pub use attention::{
 };
 pub use attention_prompt::attend_prompt;
 pub use bandwidth::read_bandwidth;
+pub use driver::launch::Launch;
 pub use driver::{DeviceInfo, Gpu, Graph};
 pub use elementwise::{add, soft_cap};
 pub use embed::{add_rows, embed, gather};

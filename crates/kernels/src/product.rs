@@ -335,6 +335,10 @@ fn launch(
     // Groups may be fewer than there is room for.
     let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
     let grid = [tiles.min(share), blocks, 1];
+    let parts = &params.parts[..params.n_parts as usize];
+    let outputs: usize = parts.iter().map(|part| part.rows as usize).sum();
+    let matrices = if params.groups != 0 { blocks } else { params.choices as usize };
+    gpu.reads(weight.kind().matrix_bytes(outputs * matrices, weight.cols()));
     if !integers {
         return gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params);
     }
@@ -535,5 +539,6 @@ pub fn router(
         [weight.rows().div_ceil(tile(weight).1).min(gpu.info().multiprocessors as usize), 1, 1];
     let name = router_kernel(weight, rows == 1).expect("`can_route` knows it");
     let params = RouterParams { product, route, group, arrived: routes.arrived.address() };
+    gpu.reads(weight.kind().matrix_bytes(weight.rows(), weight.cols()));
     gpu.launch_early(name, grid, THREADS, shared_bytes(weight, at_once, rows == 1), &params)
 }

@@ -10,6 +10,7 @@ mod device;
 mod passes;
 mod plan;
 mod products;
+mod profile;
 mod routes;
 mod terms;
 mod wide;
@@ -18,7 +19,7 @@ pub use device::{CudaDevice, device, kernels, read_bandwidth};
 pub use plan::CudaPlan;
 pub use routes::Routes;
 
-use super::{Backend, DeviceError, HostMatrix};
+use super::{Backend, DeviceError, HostMatrix, LaunchTime};
 use crate::batch::{Batch, BlockTables};
 use crate::kv::KvLayout;
 use crate::model::Model;
@@ -268,6 +269,14 @@ impl Backend for Cuda {
 
     fn rehearse(&mut self, pass: &mut dyn FnMut(&mut Self, &Batch)) {
         self.rehearse_passes(pass);
+    }
+
+    fn profile(
+        &mut self,
+        batch: &Batch,
+        pass: &mut dyn FnMut(&mut Self, &Batch),
+    ) -> Vec<LaunchTime> {
+        self.profile_pass(batch, pass)
     }
 
     fn begin(&mut self, batch: &Batch, logits: &mut Buffer) -> bool {

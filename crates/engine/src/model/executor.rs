@@ -4,7 +4,7 @@ use super::Model;
 use super::forward::{Scratch, forward};
 use super::spec::Decoder;
 use super::weights::Load;
-use crate::backend::{Backend, DeviceError};
+use crate::backend::{Backend, DeviceError, LaunchTime};
 use crate::batch::Batch;
 use crate::engine::EngineError;
 use crate::kv::{KvGroup, KvLayout};
@@ -36,6 +36,12 @@ pub trait Executor: Send {
     /// # Errors
     /// When the device failed.
     fn chosen(&mut self) -> Result<Vec<Picked>, DeviceError>;
+
+    /// What each launch of a batch of generated tokens takes, whose keys and values are stored anew: see [`Backend::profile`].
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn profile(&mut self, batch: &Batch) -> Result<Vec<LaunchTime>, DeviceError>;
 
     /// Whether a batch may follow choices that were only begun ([`Batch::follows`]). Two may be on their way.
     fn runs_ahead(&self) -> bool;
@@ -122,6 +128,15 @@ impl<B: Backend> Executor for Loaded<B> {
         };
         self.backend.status()?;
         Ok(picked)
+    }
+
+    fn profile(&mut self, batch: &Batch) -> Result<Vec<LaunchTime>, DeviceError> {
+        let Loaded { backend, decoder, layout, kv, scratch, .. } = self;
+        let times = backend.profile(batch, &mut |backend, batch| {
+            forward(backend, decoder, layout, kv, batch, scratch);
+        });
+        backend.status()?;
+        Ok(times)
     }
 
     fn runs_ahead(&self) -> bool {
