@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(1024) choose(const __grid_constant_
     uint64_t* bins = p.scratch + (int64_t)blockIdx.y * CHOOSE_SCRATCH;
     uint64_t* exchange = bins + 3 * BINS;
     auto answer = [&](uint32_t chosen) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) p.chosen[blockIdx.y] = chosen;
+        if (blockIdx.x == 0 && threadIdx.x == 0) p.chosen[blockIdx.y] = chosen, p.answers[blockIdx.y] = chosen;
     };
 
     Slice slice;

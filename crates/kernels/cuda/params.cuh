@@ -94,7 +94,7 @@ struct ProductParams {
     float eps;
     float limit;            // of the clamped SwiGLU
     float alpha;
-    int32_t stages;         // of the ring in shared memory, see integer.cuh
+    int32_t stages;         // of the ring in shared memory, see ring.cuh
     int32_t piece;          // blocks of a row that are fetched at once
     int32_t unused;
 };

@@ -64,13 +64,14 @@ struct ChooseParams {
     const float* logits;  // (rows, width)
     const ChoiceOptions* options;
     uint32_t* chosen;     // for each of the options a token, or what went wrong
+    uint32_t* answers;    // the same in memory of the host
     uint64_t* scratch;    // CHOOSE_SCRATCH for each
     int32_t width;
     int32_t slice;        // logits of a block, a multiple of four
     int32_t keeps;        // whether a block has shared memory for its logits
     int32_t unused;
 };
-static_assert(sizeof(ChooseParams) == 48, "shared with src/sampling.rs");
+static_assert(sizeof(ChooseParams) == 56, "shared with src/sampling.rs");
 
 // What `chosen` holds where there is no token: NOT_A_NUMBER with the first token whose logit is none, or NO_CANDIDATE.
 constexpr uint32_t NOT_A_NUMBER = 0x80000000u, NO_CANDIDATE = 0xffffffffu;

@@ -50,6 +50,8 @@ struct Stream {
     ready: AtomicBool,
     /// See [`Gpu::load_only`].
     loads_only: AtomicBool,
+    /// Launches are recorded.
+    recording: AtomicBool,
     /// See [`Gpu::launch_first`].
     cut: Mutex<Option<Cut>>,
     shared: Arc<Shared>,
@@ -193,8 +195,10 @@ impl Gpu {
         // SAFETY: writes one handle, destroyed when the stream is dropped.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
         let (ready, loads_only) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (cut, shared_too) = (Mutex::new(None), shared.clone());
-        let stream = Arc::new(Stream { stream, ready, loads_only, cut, shared: shared_too });
+        let (cut, recording) = (Mutex::new(None), AtomicBool::new(false));
+        let shared_too = shared.clone();
+        let stream =
+            Arc::new(Stream { stream, ready, loads_only, recording, cut, shared: shared_too });
         Ok(Gpu { stream, shared })
     }
 
@@ -252,7 +256,13 @@ impl Gpu {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as we do.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) };
-        check("cuStreamBeginCapture", result)
+        check("cuStreamBeginCapture", result)?;
+        self.stream.recording.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn is_recording(&self) -> bool {
+        self.stream.recording.load(Ordering::Relaxed)
     }
 
     /// Ends a recording. Its launches take the same memory with the same parameters each time it is run: buffers of `arena`,
@@ -262,6 +272,7 @@ impl Gpu {
     /// When the driver fails, or refused to record a launch.
     pub fn finish_recording(&self, arena: &Arena) -> Result<Graph, CudaError> {
         self.shared.make_current()?;
+        self.stream.recording.store(false, Ordering::Relaxed);
         let mut graph = ptr::null_mut();
         // SAFETY: writes one handle, destroyed below.
         let result = unsafe { sys::cuStreamEndCapture(self.stream(), &mut graph) };

@@ -269,19 +269,6 @@ impl Pinned {
         };
         check("cuMemcpyHtoDAsync", result)
     }
-
-    /// Copies the first bytes of a device address to the start of it while the host goes on.
-    ///
-    /// # Safety
-    /// As many bytes are there, and nobody looks at these until the stream has passed the copy.
-    pub(crate) unsafe fn copy_from(&mut self, from: u64, bytes: usize) -> Result<(), CudaError> {
-        assert!(bytes <= self.len);
-        self.gpu.make_current()?;
-        // SAFETY: the caller's promise.
-        let result =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(self.data.cast(), from, bytes, self.gpu.stream()) };
-        check("cuMemcpyDtoHAsync", result)
-    }
 }
 
 impl Drop for Pinned {

@@ -3,13 +3,14 @@
 use crate::activate::{Activation, Gated};
 use crate::driver::Gpu;
 use crate::error::CudaError;
-use crate::integer;
+
 use crate::memory::Buf;
 use crate::moe::{
     GROUP_SIZE, GROUP_WORDS, RoutesOut, Routing, group_params, max_groups, route_params,
 };
 use crate::norm::Norm;
 use crate::params::{Part, ProductParams, RouterParams};
+use crate::ring;
 use crate::weights::{Matrix, WeightType, kernel_names};
 
 const THREADS: u32 = 512;
@@ -122,8 +123,8 @@ const CLAMPED_SWIGLU: i32 = 6;
 /// Whether [`product_combined`] takes weights like `weight` of `experts` experts, `choices` of which are combined.
 pub fn can_combine(gpu: &Gpu, weight: &Matrix, choices: usize, experts: usize) -> bool {
     choices <= MOST_CHOICES
-        && if integer::takes(gpu, weight, experts) {
-            integer::ring_for(weight, false, choices, true).is_some()
+        && if ring::takes(gpu, weight, experts) {
+            ring::ring_for(weight, false, choices, true).is_some()
         } else {
             shared_bytes(weight, choices, true) <= SHARED_BYTES
         }
@@ -299,8 +300,8 @@ fn shared_bytes(weight: &Matrix, rows: usize, one: bool) -> usize {
 
 /// Whether `rows` rows of x fit into the shared memory of a launch.
 fn fits(gpu: &Gpu, weight: &Matrix, params: &ProductParams, experts: usize, rows: usize) -> bool {
-    if integer::takes(gpu, weight, experts) {
-        integer::ring_for(weight, params.ending == GATED, rows, false).is_some()
+    if ring::takes(gpu, weight, experts) {
+        ring::ring_for(weight, params.ending == GATED, rows, false).is_some()
     } else {
         shared_bytes(weight, rows, rows == 1) <= SHARED_BYTES
     }
@@ -318,20 +319,25 @@ fn launch(
     let kind = weight.kind() as usize;
     let (gated, combined) = (params.ending == GATED, params.ending == COMBINE);
     let one = params.at_once == 1;
-    let integers = integer::takes(gpu, weight, experts);
+    let by_ring = ring::takes(gpu, weight, experts);
     let kernel = match (one, gated) {
-        _ if integers => integer::kernel(weight.kind(), one, gated, combined),
+        _ if by_ring => ring::kernel(weight.kind(), one, gated, combined),
         (true, false) => ONE[kind],
         (true, true) => ONE_GATED[kind],
         (false, false) => EIGHT[kind],
         (false, true) => EIGHT_GATED[kind],
     };
     let parts = &params.parts[..if gated { 1 } else { params.n_parts as usize }];
-    let tile = if integers { integer::TILE_ROWS } else { tile(weight).1 };
+    let tile = if by_ring { ring::TILE_ROWS } else { tile(weight).1 };
     let tiles: usize = parts.iter().map(|part| (part.rows as usize).div_ceil(tile)).sum();
     // One block for each multiprocessor leaves room for the first blocks of what comes next, whose weights are then already
     // on their way.
-    let share = (gpu.info().multiprocessors as usize).div_ceil(blocks.max(1));
+    let multiprocessors = gpu.info().multiprocessors as usize;
+    let share = match by_ring {
+        // Another would wait until one of them has ended.
+        true => (multiprocessors / blocks.max(1)).max(1),
+        false => multiprocessors.div_ceil(blocks.max(1)),
+    };
     // Groups may be fewer than there is room for.
     let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
     let grid = [tiles.min(share), blocks, 1];
@@ -339,14 +345,14 @@ fn launch(
     let outputs: usize = parts.iter().map(|part| part.rows as usize).sum();
     let matrices = if params.groups != 0 { blocks } else { params.choices as usize };
     gpu.reads(weight.kind().matrix_bytes(outputs * matrices, weight.cols()));
-    if !integers {
+    if !by_ring {
         return gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params);
     }
-    let ring = integer::ring_for(weight, gated, rows, combined);
+    let ring = ring::ring_for(weight, gated, rows, combined);
     let ring = ring.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
     params.stages = ring.stages as i32;
     params.piece = ring.piece as i32;
-    gpu.launch_early(kernel, grid, integer::THREADS, ring.shared, params)
+    gpu.launch_early(kernel, grid, ring::THREADS, ring.shared, params)
 }
 
 /// Blocks that share the tiles of a group, where it is not known how many groups there are.
@@ -501,9 +507,10 @@ fn router_kernel(weight: &Matrix, one: bool) -> Option<&'static str> {
 }
 
 /// Whether [`router`] takes `rows` rows and this matrix.
-pub fn can_route(router: &Matrix, rows: usize, routing: &Routing) -> bool {
+pub fn can_route(gpu: &Gpu, router: &Matrix, rows: usize, routing: &Routing) -> bool {
     let shared = shared_bytes(router, rows.next_power_of_two(), rows == 1);
     (1..=8).contains(&rows)
+        && !ring::takes(gpu, router, 1)
         && router_kernel(router, rows == 1).is_some()
         && shared <= SHARED_BYTES
         && 4 * (rows * routing.experts + 1) <= shared
@@ -524,7 +531,7 @@ pub fn router(
     routing: Routing,
 ) -> Result<(), CudaError> {
     let weight = outputs.weight;
-    assert!(can_route(weight, rows, &routing) && weight.rows() == routing.experts);
+    assert!(can_route(gpu, weight, rows, &routing) && weight.rows() == routing.experts);
     assert!(rows * weight.cols() <= inputs.x.len() && inputs.x_rows.is_none(), "x is too short");
     let place = Place { start: 0, stride: routing.experts };
     place.check(logits, rows, routing.experts);

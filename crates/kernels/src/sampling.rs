@@ -134,6 +134,7 @@ struct ChooseParams {
     logits: u64,
     options: u64,
     chosen: u64,
+    answers: u64,
     scratch: u64,
     width: i32,
     slice: i32,
@@ -144,7 +145,7 @@ struct ChooseParams {
 const _: () = assert!(size_of::<EditParams>() == 32);
 const _: () = assert!(size_of::<MaskParams>() == 32);
 const _: () = assert!(size_of::<FollowParams>() == 32);
-const _: () = assert!(size_of::<ChooseParams>() == 48);
+const _: () = assert!(size_of::<ChooseParams>() == 56);
 
 // SAFETY: `repr(C)`, and the fields are those of the structure in `cuda/sampling.cuh` in their order.
 unsafe impl Params for EditParams {}
@@ -233,7 +234,7 @@ impl Chooser {
     /// # Errors
     /// When the driver fails.
     pub fn load(&self, gpu: &Gpu) -> Result<(), CudaError> {
-        let kernels = ["edit_logits", "mask_logits", "choose", "follow_chosen"];
+        let kernels = ["edit_logits", "mask_logits", "choose", "follow_chosen", "unstage"];
         kernels.into_iter().try_for_each(|name| gpu.load(name))
     }
 
@@ -283,10 +284,7 @@ impl Chooser {
             self.mask(gpu, logits, masks)?;
         }
         self.launch(gpu, logits, options.len())?;
-        let answer = &mut self.answers[self.next];
-        // SAFETY: the buffer has as many words, and `read` waits before it looks at them.
-        unsafe { answer.words.copy_from(self.chosen.address(), 4 * options.len())? };
-        answer.arrived.record()?;
+        self.answers[self.next].arrived.record()?;
         self.begun.push_back((self.next, options.len()));
         self.next = (self.next + 1) % MOST_BEGUN;
         Ok(())
@@ -328,6 +326,8 @@ impl Chooser {
             logits: logits.address(),
             options: self.options.address(),
             chosen: self.chosen.address(),
+            // Which the device sees at the same address; `read` waits before it looks there.
+            answers: self.answers[self.next].words.bytes().as_ptr() as u64,
             scratch: self.scratch.address(),
             width: self.width as i32,
             slice: slice as i32,

@@ -1,9 +1,9 @@
 //! Arrays on their way to the device while the host goes on.
 
-use crate::driver::{Gpu, check};
+use crate::driver::Gpu;
 use crate::error::CudaError;
 use crate::memory::{Buf, Element, Event, Pinned};
-use cudarc::driver::sys;
+use crate::params::Params;
 use std::mem::size_of_val;
 use std::ptr;
 
@@ -14,6 +14,8 @@ pub struct Staging {
     current: usize,
     /// Bytes of the current room that are taken.
     used: usize,
+    /// What is in it and not on its way yet.
+    arrays: Vec<StagedArray>,
 }
 
 struct Room {
@@ -25,6 +27,35 @@ struct Room {
 /// Every array starts at a multiple of this.
 const ALIGNMENT: usize = 16;
 
+/// Arrays that one launch brings.
+const ARRAYS_AT_ONCE: usize = 8;
+/// Words for which a block of threads is worth it, and the most blocks for one array.
+const WORDS_OF_A_BLOCK: usize = 1024;
+const MOST_BLOCKS: usize = 16;
+
+/// As in `cuda/unstage.cu`; the device sees page-locked memory at the same address.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct StagedArray {
+    from: u64,
+    to: u64,
+    rows: i32,
+    words: i32,
+    stride: i32,
+    unused: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UnstageParams {
+    arrays: [StagedArray; ARRAYS_AT_ONCE],
+}
+
+const _: () = assert!(size_of::<UnstageParams>() == 256);
+
+// SAFETY: `repr(C)`, and the fields are those of the structure in `cuda/unstage.cu` in their order.
+unsafe impl Params for UnstageParams {}
+
 impl Staging {
     /// Room for rounds of `bytes` in `arrays` arrays.
     ///
@@ -33,7 +64,13 @@ impl Staging {
     pub fn new(gpu: &Gpu, bytes: usize, arrays: usize) -> Result<Self, CudaError> {
         let bytes = bytes + ALIGNMENT * arrays;
         let room = || Ok(Room { memory: Pinned::new(gpu, bytes)?, copied: Event::new(gpu)? });
-        Ok(Staging { gpu: gpu.clone(), rooms: [room()?, room()?], current: 0, used: 0 })
+        Ok(Staging {
+            gpu: gpu.clone(),
+            rooms: [room()?, room()?],
+            current: 0,
+            used: 0,
+            arrays: Vec::new(),
+        })
     }
 
     /// Begins a round, when the one before the last has left the host.
@@ -42,10 +79,11 @@ impl Staging {
     /// When the driver or anything launched before fails.
     pub fn begin(&mut self) -> Result<(), CudaError> {
         (self.current, self.used) = (1 - self.current, 0);
+        self.arrays.clear();
         self.rooms[self.current].copied.wait()
     }
 
-    /// Copies `data` to the front of `to`, after everything that was launched.
+    /// Has `data` copied to the front of `to` when the round ends.
     ///
     /// # Errors
     /// When the driver fails.
@@ -53,7 +91,7 @@ impl Staging {
         self.write_rows(to, data.len(), data, 1)
     }
 
-    /// Copies `data`, which is `rows` rows, to the fronts of rows of `stride` elements.
+    /// Has `data`, which is `rows` rows, copied to the fronts of rows of `stride` elements when the round ends.
     ///
     /// # Errors
     /// When the driver fails.
@@ -76,43 +114,40 @@ impl Staging {
         // SAFETY: both have as many bytes, and elements are plain numbers.
         unsafe { ptr::copy_nonoverlapping(data.as_ptr().cast(), place.as_mut_ptr(), bytes) };
         self.used = (self.used + bytes).next_multiple_of(ALIGNMENT);
-        let (row_bytes, stride_bytes) = (width * size_of::<T>(), stride * size_of::<T>());
-        let copy = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
-            srcHost: place.as_ptr().cast(),
-            srcDevice: 0,
-            srcArray: ptr::null_mut(),
-            srcPitch: row_bytes,
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-            dstHost: ptr::null_mut(),
-            dstDevice: to.address(),
-            dstArray: ptr::null_mut(),
-            dstPitch: stride_bytes,
-            WidthInBytes: row_bytes,
-            Height: rows,
-        };
-        self.gpu.make_current()?;
-        // SAFETY: the rows lie in the buffer, and what is copied stays as it is until the round after the next, which waits.
-        let result = unsafe {
-            match rows {
-                1 => {
-                    sys::cuMemcpyHtoDAsync_v2(to.address(), copy.srcHost, bytes, self.gpu.stream())
-                }
-                _ => sys::cuMemcpy2DAsync_v2(&copy, self.gpu.stream()),
-            }
-        };
-        check("cuMemcpyHtoDAsync", result)
+        let word = size_of::<u32>();
+        assert!(size_of::<T>().is_multiple_of(word), "elements are words");
+        let words = size_of::<T>() / word;
+        self.arrays.push(StagedArray {
+            from: place.as_ptr() as u64,
+            to: to.address(),
+            rows: rows as i32,
+            words: (width * words) as i32,
+            stride: (stride * words) as i32,
+            unused: 0,
+        });
+        if self.arrays.len() == ARRAYS_AT_ONCE { self.unstage() } else { Ok(()) }
     }
 
-    /// Ends a round.
+    /// Has the arrays brought to where they belong.
+    fn unstage(&mut self) -> Result<(), CudaError> {
+        let Some(largest) = self.arrays.iter().map(|array| array.rows * array.words).max() else {
+            return Ok(());
+        };
+        let blocks = (largest as usize).div_ceil(WORDS_OF_A_BLOCK).min(MOST_BLOCKS);
+        let params = UnstageParams {
+            arrays: std::array::from_fn(|i| self.arrays.get(i).copied().unwrap_or_default()),
+        };
+        let grid = [blocks, self.arrays.len(), 1];
+        self.arrays.clear();
+        self.gpu.launch("unstage", grid, 256, 0, &params)
+    }
+
+    /// Ends a round: what is launched from now on finds the arrays.
     ///
     /// # Errors
     /// When the driver fails.
     pub fn end(&mut self) -> Result<(), CudaError> {
+        self.unstage()?;
         self.rooms[self.current].copied.record()
     }
 }

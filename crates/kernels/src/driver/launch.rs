@@ -43,7 +43,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Of what `work` launches on this stream, launches only the `first`, and tells what all would have been.
+    /// Of what `work` has recorded on this stream, records only the `first`, and tells what all would have been.
     pub fn launch_first<T>(&self, first: usize, work: impl FnOnce() -> T) -> (T, Vec<Launch>) {
         let cut = Cut { first, launches: Vec::new(), bytes: 0 };
         *lock(&self.stream.cut) = Some(cut);
@@ -152,7 +152,7 @@ impl Gpu {
         if self.stream.loads_only.load(Ordering::Relaxed) {
             return self.load(name);
         }
-        if let Some(cut) = &mut *lock(&self.stream.cut) {
+        if let Some(cut) = lock(&self.stream.cut).as_mut().filter(|_| self.is_recording()) {
             let bytes = std::mem::take(&mut cut.bytes);
             cut.launches.push(Launch { kernel: name, bytes });
             if cut.launches.len() > cut.first {

@@ -208,7 +208,8 @@ impl Cuda {
     ) -> bool {
         let rows = s.residual.rows;
         let routing = routing(router.experts, router.choice);
-        let fits = |weight: &Matrix| oxgpt_kernels::can_route(weight, rows, &routing);
+        let gpu = &self.gpu;
+        let fits = |weight: &Matrix| oxgpt_kernels::can_route(gpu, weight, rows, &routing);
         if !router.linear.weight.as_ref().is_some_and(fits) {
             return false;
         }

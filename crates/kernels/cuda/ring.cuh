@@ -1,0 +1,477 @@
+// Products of a few rows of activations with matrices of weights, by way of a ring in shared memory, from compute capability 9.0 on:
+// the same outputs and endings as matvec.cuh.
+//
+// For types whose codes are bytes or become bytes, x becomes four digits of 256 (whole numbers of 31 bits, scaled by a power of two
+// for each block of 32), so products with codes are exact in integers: m16n8k32 takes a block's 32 codes of 8 rows as rows 0 to 7 of
+// its first operand and the next block's as rows 8 to 15, and the digits of x in both blocks as columns 0 to 3 and 4 to 7 of the
+// second. The sum over a block, of which half of the 16 x 8 results are, meets the block's scales in f32. MXFP4's numbers are looked
+// up by `prmt`, which knows eight and gives 0 for the others: positive and negative numbers are multiplied apart, and subtracted.
+// Halves are multiplied as they are (m16n8k16), with x in two halves: two columns for each block, so that two tokens fit.
+//
+// A warp brings tiles of 8 outputs (or 8 gates and their ups) to the ring by bulk copies. Few are on their way at once: more would
+// hold up what else is read, x above all. The multipliers are two teams, which take turns at tiles (of each expert, where
+// they are combined); each warp of a team takes every eighth pair of a row's blocks. Another warp adds their sums in order and writes
+// outputs. An output's bits depend neither on the other rows nor on how many blocks there are.
+//
+// A block takes so much of a multiprocessor that it is alone there, beside small kernels: two of a launch on one, and none on another,
+// would take twice as long. Rows of an expert are a multiple of 16, their lengths of 64. Grid: as matvec.cuh; blocks of RING_THREADS;
+// shared memory: see src/ring.rs. COMBINED takes one token, whose slots are x's rows.
+#pragma once
+#include "bulk.cuh"
+#include "digits.cuh"
+
+namespace oxgpt {
+
+constexpr int TILE_ROWS = 8, MOST_STAGES = 8;
+// Stages of the ring on their way at once: 50 KB for each multiprocessor are as many bytes as the memory delivers in two microseconds.
+constexpr int ON_THEIR_WAY = 2;
+// Tiles whose sums wait to be added.
+constexpr int SUMMED = 4;
+
+struct RingShared {
+    alignas(16) float scratch[2 * ROW_WARPS];
+    // Of each stage: its weights are there, and all are through with them. Of summed tiles: their sums are there, and were taken.
+    uint64_t there[MOST_STAGES], free[MOST_STAGES], summed[SUMMED], taken[SUMMED];
+    int32_t group[GROUP_WORDS];
+    int32_t experts[MOST_CHOICES];
+    float shares[MOST_CHOICES];
+};
+
+// c += a * b of 16 x 32 and 32 x 8 signed bytes.
+__device__ __forceinline__ void multiply_bytes(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint2 b) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y));
+}
+
+// A block's tiles, and where they lie in shared memory: stages of pieces of rows, scales of whole tiles, sums, x and scales of its
+// blocks.
+template <int TYPE, int ROWS> struct Tiles {
+    using C = Codes<TYPE>;
+    int blocks, piece, pieces, stages, stride, stage_bytes, row_scales, tile_scales, scale_slots, tiles;
+    char *scales, *sums;
+
+    __device__ Tiles(const ProductParams& p, char* dynamic) {
+        blocks = p.cols / BLOCK, piece = p.piece, pieces = (blocks + piece - 1) / piece, stages = p.stages;
+        stride = piece * C::LOW + C::PAD, stage_bytes = ROWS * TILE_ROWS * stride;
+        row_scales = TILE_ROWS * blocks * C::SCALES, tile_scales = ROWS * row_scales;
+        // Of each tile that has pieces in the ring.
+        scale_slots = (stages + pieces - 1) / pieces + 1;
+        scales = dynamic + stages * stage_bytes, sums = scales + scale_slots * tile_scales;
+        tiles = 0;
+        for (int i = 0; i < (ROWS == 2 ? 1 : p.n_parts); i++) tiles += (p.parts[i].rows + TILE_ROWS - 1) / TILE_ROWS;
+    }
+    // The part that a tile is of, and its first row there.
+    __device__ static void locate(const ProductParams& p, int tile, int& part, int& row) {
+        part = 0;
+        while (ROWS == 1 && part + 1 < p.n_parts && tile >= (p.parts[part].rows + TILE_ROWS - 1) / TILE_ROWS) {
+            tile -= (p.parts[part].rows + TILE_ROWS - 1) / TILE_ROWS;
+            part++;
+        }
+        row = tile * TILE_ROWS;
+    }
+};
+
+// Where a ring is: the next slot, and the phase of its barrier.
+struct RingPlace {
+    int slot = 0, phase = 0;
+    __device__ void advance(int slots) {
+        if (++slot == slots) slot = 0, phase ^= 1;
+    }
+};
+
+// Fetches the tiles of a block, piece by piece; by one warp.
+template <int TYPE, int ROWS, bool COMBINED>
+__device__ __forceinline__ void fetch_tiles(
+    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared& shared, char* dynamic, int choices, int64_t expert
+) {
+    using C = Codes<TYPE>;
+    int lane = threadIdx.x % WARP, r = lane / TILE_ROWS, i = lane % TILE_ROWS;
+    RingPlace place, landing;
+    int scale_slot = 0, on_their_way = 0;
+    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
+        int part, row;
+        at.locate(p, tile, part, row);
+        const Part& q = p.parts[ROWS == 2 ? r & 1 : part];
+        // The last tile of a matrix may have fewer rows.
+        int rows = COMBINED ? TILE_ROWS : min(TILE_ROWS, q.rows - row), scales_bytes = ROWS * rows * at.blocks * C::SCALES;
+        for (int choice = 0; choice < choices; choice++) {
+            int64_t matrix_row = (COMBINED ? (int64_t)shared.experts[choice] : expert) * q.matrix_rows + q.first_row + row;
+            const uint8_t* low = q.weight.low + (matrix_row + i) * at.blocks * C::LOW;
+            for (int first = 0; first < at.blocks; first += at.piece) {
+                uint32_t there = shared_address(shared.there + place.slot);
+                int length = min(at.piece, at.blocks - first) * C::LOW;
+                if (on_their_way == ON_THEIR_WAY) {
+                    barrier_wait(shared_address(shared.there + landing.slot), landing.phase);
+                    landing.advance(at.stages);
+                } else {
+                    on_their_way++;
+                }
+                barrier_wait(shared_address(shared.free + place.slot), place.phase ^ 1);
+                if (lane == 0) barrier_expect(there, ROWS * rows * length + (first == 0 ? scales_bytes : 0));
+                __syncwarp();
+                if (lane < ROWS * TILE_ROWS && i < rows) {
+                    char* stage = dynamic + place.slot * at.stage_bytes;
+                    bulk_copy(shared_address(stage + lane * at.stride), low + first * C::LOW, length, there);
+                    if (C::SCALES > 0 && i == 0 && first == 0) {
+                        char* scales = at.scales + scale_slot * at.tile_scales + r * at.row_scales;
+                        const uint8_t* from = q.weight.scales + matrix_row * at.blocks * C::SCALES;
+                        bulk_copy(shared_address(scales), from, scales_bytes / ROWS, there);
+                    }
+                }
+                place.advance(at.stages);
+            }
+            if (++scale_slot == at.scale_slots) scale_slot = 0;
+        }
+    }
+}
+
+// A multiplier's place in the ring, and what it reads next there and of x.
+template <int TYPE> struct Reader {
+    using XScale = typename std::conditional<Codes<TYPE>::MINIMA, float2, float>::type;
+    const char *low, *scales, *x;
+    const XScale* x_scales;
+    __device__ void advance(int pairs) {
+        low += pairs * 2 * Codes<TYPE>::LOW, scales += pairs * 2 * Codes<TYPE>::SCALES;
+        x += pairs * 2 * BLOCK * 4, x_scales += pairs * 2;
+    }
+};
+
+// Adds COUNT pairs of blocks of a tile, the team's number of pairs apart, to the sums of the first two digits (lanes 0 and 2 of a
+// row's four) or the others. `block`: the lane's of the first pair.
+template <int TYPE, int NT, int ROWS, int COUNT>
+__device__ __forceinline__ void add_pairs(
+    float (&acc)[ROWS][NT][2], const Reader<TYPE>& from, const Tiles<TYPE, ROWS>& at, const Table& table, int cols, int t, int block
+) {
+    using C = Codes<TYPE>;
+    constexpr int APART = 2 * RING_TEAM_WARPS;
+    bool upper = t >= 2;
+    uint32_t a[COUNT][ROWS][2][2], n[COUNT][ROWS][2][2];
+    float scale[COUNT][ROWS], minimum[COUNT][ROWS] = {};
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                C::codes(table, from.low + r * TILE_ROWS * at.stride + (u * APART + h) * C::LOW, a[u][r][h], n[u][r][h]);
+            }
+            C::scale(from.scales + r * at.row_scales + u * APART * C::SCALES, block, scale[u][r], minimum[u][r]);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+#pragma unroll
+        for (int k = 0; k < NT; k++) {
+            uint2 b = *(const uint2*)(from.x + k * cols * 4 + u * APART * BLOCK * 4);
+            auto x_scale = from.x_scales[k * at.blocks + u * APART];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                int c[4] = {};
+                multiply_bytes(c, a[u][r][0][0], a[u][r][1][0], a[u][r][0][1], a[u][r][1][1], b);
+                int v0 = upper ? c[2] : c[0], v1 = upper ? c[3] : c[1];
+                if constexpr (C::SIGNS_APART) {
+                    int d[4] = {};
+                    multiply_bytes(d, n[u][r][0][0], n[u][r][1][0], n[u][r][0][1], n[u][r][1][1], b);
+                    v0 -= upper ? d[2] : d[0], v1 -= upper ? d[3] : d[1];
+                }
+                float w;
+                if constexpr (C::MINIMA) {
+                    w = scale[u][r] * x_scale.x;
+                    // By the lane of the first two digits, whose sum is not multiplied any more.
+                    acc[r][k][0] = __fmaf_rn(t % 2 ? 0.0f : -minimum[u][r], x_scale.y, acc[r][k][0]);
+                } else {
+                    w = scale[u][r] * x_scale;
+                }
+                acc[r][k][0] = __fmaf_rn(w, (float)v0, acc[r][k][0]);
+                acc[r][k][1] = __fmaf_rn(w, (float)v1, acc[r][k][1]);
+            }
+        }
+    }
+}
+
+// The same of halves: lanes 0 and 1 of a row's four add up a pair's blocks for one token, and lanes 2 and 3 for the next.
+template <int NT, int ROWS, int COUNT>
+__device__ __forceinline__ void add_halves(
+    float (&acc)[ROWS][NT][2], const Reader<F16>& from, const Tiles<F16, ROWS>& at, int cols, int t
+) {
+    using C = Codes<F16>;
+    constexpr int APART = 2 * RING_TEAM_WARPS;
+    uint4 a[COUNT][ROWS][2];
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) a[u][r][h] = *(const uint4*)(from.low + r * TILE_ROWS * at.stride + (u * APART + h) * C::LOW);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < COUNT; u++) {
+#pragma unroll
+        for (int k = 0; k < NT; k += 2) {
+            uint4 b = *(const uint4*)(from.x + k * cols * 4 + u * APART * BLOCK * 4);
+            float x_scale = from.x_scales[k * at.blocks + u * APART];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float c[4] = {};
+                multiply_tile(c, a[u][r][0].x, a[u][r][1].x, a[u][r][0].y, a[u][r][1].y, make_uint2(b.x, b.y));
+                multiply_tile(c, a[u][r][0].z, a[u][r][1].z, a[u][r][0].w, a[u][r][1].w, make_uint2(b.z, b.w));
+                acc[r][k][0] = __fmaf_rn(x_scale, t % 2 ? c[2] : c[0], acc[r][k][0]);
+                acc[r][k][1] = __fmaf_rn(x_scale, t % 2 ? c[3] : c[1], acc[r][k][1]);
+            }
+        }
+    }
+}
+
+// What the end of a tile needs beside its sums: a lane's bias of row lane % 8, of gate or up or of choice lane / 8 (and of four more),
+// and old values of the lane's outputs.
+template <int NT> struct Beside {
+    static constexpr int OLD = NT * TILE_ROWS > WARP ? 2 : 1;
+    float bias[2], old[OLD];
+};
+
+// Ends tiles: adds the sums of the multipliers in order, and writes outputs; by one warp.
+template <int TYPE, int NT, int ROWS, bool COMBINED>
+__device__ __forceinline__ void finish_tiles(
+    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared& shared, const float* sums, int tokens, int first_token,
+    int choices, int64_t expert, const int32_t* slots
+) {
+    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * WARP_SUMS, OLD = Beside<NT>::OLD, UPPERS = WARP / TILE_ROWS;
+    int lane = threadIdx.x % WARP, i = lane % TILE_ROWS, upper = lane / TILE_ROWS;
+    auto output = [&](int part, int row, int n) {
+        int k = n * UPPERS + upper;
+        return p.out + p.parts[part].start + row + i + (int64_t)(slots ? slots[k] : first_token + k) * p.out_stride;
+    };
+    auto writes = [&](int part, int row, int n) { return n * UPPERS + upper < (COMBINED ? 1 : tokens) && row + i < p.parts[part].rows; };
+    auto look_beside = [&](int tile) {
+        Beside<NT> v = {};
+        if (tile >= at.tiles) return v;
+        int part, row;
+        at.locate(p, tile, part, row);
+#pragma unroll
+        for (int n = 0; n < (COMBINED ? 2 : 1); n++) {
+            int number = n * UPPERS + upper;
+            const Part& q = p.parts[part + (ROWS == 2 ? upper & 1 : 0)];
+            bool real = q.bias && number < (COMBINED ? choices : ROWS) && row + i < q.rows;
+            int64_t e = COMBINED ? (int64_t)shared.experts[min(number, choices - 1)] : expert;
+            if (real) v.bias[n] = __ldg(q.bias + e * q.matrix_rows + q.first_row + row + i);
+        }
+#pragma unroll
+        for (int n = 0; n < OLD; n++) {
+            if ((COMBINED || p.ending == ADD) && writes(part, row, n)) v.old[n] = __ldcg(output(part, row, n));
+        }
+        return v;
+    };
+    // Of tiles that come, since these loads take as long as some of them.
+    Beside<NT> now = look_beside(blockIdx.x), next = look_beside(blockIdx.x + gridDim.x), after = look_beside(blockIdx.x + 2 * gridDim.x);
+    RingPlace place;
+    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
+        int part, row;
+        at.locate(p, tile, part, row);
+        Beside<NT> later = look_beside(tile + 3 * gridDim.x);
+        float total[OLD] = {};
+#pragma unroll 1
+        for (int choice = 0; choice < choices; choice++) {
+            barrier_wait(shared_address(shared.summed + place.slot), place.phase);
+#pragma unroll
+            for (int n = 0; n < OLD; n++) {
+                int k = n * UPPERS + upper;
+                auto value = [&](int r) {
+                    int number = COMBINED ? choice : r;
+                    float bias = __shfl_sync(ALL_LANES, number < UPPERS ? now.bias[0] : now.bias[1], number * TILE_ROWS % WARP + i);
+                    const float* from = sums + place.slot * TILE_SUMS + (r * NT + k) * TILE_ROWS + i;
+                    float v = 0.0f;
+                    if (k < NT) {
+#pragma unroll
+                        for (int w = 0; w < RING_TEAM_WARPS; w++) v += from[w * WARP_SUMS];
+                    }
+                    return __fadd_rn(v, bias);
+                };
+                float v = value(0);
+                if constexpr (ROWS == 2) v = gated(v, value(1), p.activation, p.limit, p.alpha);
+                total[n] = COMBINED ? __fmaf_rn(shared.shares[choice], v, total[n]) : v;
+            }
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared_address(shared.taken + place.slot));
+            place.advance(SUMMED);
+        }
+#pragma unroll
+        for (int n = 0; n < OLD; n++) {
+            float v = total[n];
+            if (COMBINED || p.ending == ADD) v = now.old[n] + v;
+            else if (ROWS == 1 && p.ending == ACTIVATE) v = activation(v, p.activation);
+            if (writes(part, row, n)) *output(part, row, n) = v;
+        }
+        now = next, next = after, after = later;
+    }
+}
+
+// One block's tiles, for up to NT tokens. `expert`: of a group, else 0; `slots`: of a group, else null.
+template <int TYPE, int NT, int ROWS, bool COMBINED>
+__device__ __forceinline__ void multiply_by_ring(
+    const ProductParams& p, RingShared& shared, char* dynamic, int tokens, int first_token, int64_t expert, const int32_t* slots
+) {
+    using C = Codes<TYPE>;
+    const Tiles<TYPE, ROWS> at(p, dynamic);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    const int choices = COMBINED ? p.choices : 1;
+    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * WARP_SUMS;
+    float* sums = (float*)at.sums;
+    uint32_t* digits = (uint32_t*)(sums + SUMMED * TILE_SUMS);
+    float* x_scales = (float*)(digits + (COMBINED ? choices : NT) * p.cols);
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < at.stages; i++) {
+            barrier_init(shared_address(shared.there + i), 1), barrier_init(shared_address(shared.free + i), RING_TEAM_WARPS);
+        }
+        for (int i = 0; i < SUMMED; i++) {
+            barrier_init(shared_address(shared.summed + i), RING_TEAM_WARPS), barrier_init(shared_address(shared.taken + i), 1);
+        }
+        barriers_are_ready();
+    }
+    // Experts were chosen before the launch before this one, for which that had waited when it let this one start.
+    if (COMBINED && threadIdx.x < choices) {
+        shared.experts[threadIdx.x] = __ldcg(p.experts + threadIdx.x);
+        shared.shares[threadIdx.x] = __ldcg(p.shares + threadIdx.x);
+    }
+    __syncthreads();
+    // Its blocks begin where those of this launch end.
+    launch_dependents();
+    if (warp == FETCHER) {
+        fetch_tiles<TYPE, ROWS, COMBINED>(p, at, shared, dynamic, choices, expert);
+        return;
+    }
+    wait_for_previous();
+    if (warp == FINISHER) {
+        finish_tiles<TYPE, NT, ROWS, COMBINED>(p, at, shared, sums, tokens, first_token, choices, expert, slots);
+        return;
+    }
+    // Rows that are not normed and lie one after another are as one.
+    bool together = COMBINED || (!slots && !p.x_rows && !p.norm_weight && p.x_stride == p.cols);
+    int rows = together ? 1 : tokens, width = together ? (COMBINED ? choices : tokens) * p.cols : p.cols;
+#pragma unroll 1
+    for (int r = 0; r < rows; r++) {
+        int64_t row = COMBINED ? 0 : slots ? slots[r] / p.slots_per_row : p.x_rows ? (int64_t)__ldcg(p.x_rows + first_token + r) : first_token + r;
+        if (r > 0) multipliers_meet();
+        float* row_scales = x_scales + r * at.blocks * (C::MINIMA ? 2 : 1);
+        stage_digits<TYPE, COMBINED ? 6 : 2, !COMBINED>(p, shared.scratch, digits + r * p.cols, row_scales, p.x + row * p.x_stride, width);
+    }
+    multipliers_meet();
+
+    const Table table((uint32_t)p.n_parts >> 8);
+    // Held in a register: the compiler would compute it again each time.
+    uint32_t barriers;
+    asm volatile("mov.u32 %0, %1;" : "=r"(barriers) : "r"(shared_address(shared.there)));
+    auto barrier = [&](const uint64_t* of) { return barriers + (uint32_t)((const char*)of - (const char*)shared.there); };
+    // This lane's part of the first pair of its warp. Of halves, the lower four rows' lanes multiply with one token, the upper with
+    // the next.
+    constexpr bool HALVES = TYPE == F16;
+    int team = warp / RING_TEAM_WARPS, member = warp % RING_TEAM_WARPS, block = 2 * member + (HALVES ? t % 2 : t / 2);
+    Reader<TYPE> first_pair = {
+        dynamic + g * at.stride + t * C::LANE + 2 * member * C::LOW,
+        at.scales + g * at.blocks * C::SCALES + C::scales_before(block),
+        HALVES ? (const char*)digits + ((2 * member + g / 2 % 2) * 32 + g % 2 * 16 + t * 4) * 4 + (NT > 1 ? g / 4 * p.cols * 4 : 0)
+               : (const char*)((const uint2*)digits + (2 * member + g / 4) * 16 + g % 4 * 4 + t),
+        (const typename Reader<TYPE>::XScale*)x_scales + block + (HALVES && NT > 1 ? t / 2 * at.blocks : 0)};
+    float* lane_sums = sums + member * WARP_SUMS + g;
+    RingPlace place, summed;
+    int scale_slot = 0, turn = 0;
+    auto skip = [&]() {
+        for (int i = 0; i < at.pieces; i++) place.advance(at.stages);
+        if (++scale_slot == at.scale_slots) scale_slot = 0;
+        summed.advance(SUMMED);
+        turn ^= 1;
+    };
+    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
+#pragma unroll 1
+        for (int choice = 0; choice < choices; choice++) {
+            if (turn != team) {
+                skip();
+                continue;
+            }
+            float acc[ROWS][NT][2] = {};
+            Reader<TYPE> from = first_pair;
+            from.scales += scale_slot * at.tile_scales, from.x += choice * p.cols * 4, from.x_scales += choice * at.blocks;
+#pragma unroll 1
+            for (int first = 0; first < at.blocks; first += at.piece) {
+                int pair = member, pairs = min(at.piece, at.blocks - first) / 2;
+                barrier_wait(barrier(shared.there + place.slot), place.phase);
+                Reader<TYPE> here = from;
+                here.low += place.slot * at.stage_bytes;
+                constexpr int MOST = NT == 1 ? 2 : 1;
+                auto add = [&](auto count) {
+                    constexpr int COUNT = decltype(count)::value;
+                    if constexpr (HALVES) add_halves<NT, ROWS, COUNT>(acc, here, at, p.cols, t);
+                    else add_pairs<TYPE, NT, ROWS, COUNT>(acc, here, at, table, p.cols, t, block);
+                };
+#pragma unroll 1
+                for (; pair + (MOST - 1) * RING_TEAM_WARPS < pairs; pair += MOST * RING_TEAM_WARPS) {
+                    add(Index<MOST>{});
+                    here.advance(MOST * RING_TEAM_WARPS);
+                }
+                if (MOST > 1 && pair < pairs) add(Index<1>{});
+                __syncwarp();
+                if (lane == 0) barrier_arrive(barrier(shared.free + place.slot));
+                place.advance(at.stages);
+                from.advance(at.piece / 2), from.low = first_pair.low;
+            }
+            if (++scale_slot == at.scale_slots) scale_slot = 0;
+            // Before the first is taken, it is free.
+            barrier_wait(barrier(shared.taken + summed.slot), summed.phase ^ 1);
+            float* to = lane_sums + summed.slot * TILE_SUMS;
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+                for (int k = 0; k < NT; k += HALVES ? 2 : 1) {
+                    float v = HALVES ? acc[r][k][0] + acc[r][k][1] : __fmaf_rn(256.0f, acc[r][k][1], acc[r][k][0]) * (t % 2 ? 65536.0f : 1.0f);
+                    v += __shfl_xor_sync(ALL_LANES, v, 1);
+                    if (!HALVES) v += __shfl_xor_sync(ALL_LANES, v, 2);
+                    if (t == 0) to[(r * NT + k) * TILE_ROWS] = v;
+                    if (HALVES && NT > 1 && t == 2) to[(r * NT + k + 1) * TILE_ROWS] = v;
+                }
+            }
+            __syncwarp();
+            if (lane == 0) barrier_arrive(barrier(shared.summed + summed.slot));
+            summed.advance(SUMMED);
+            turn ^= 1;
+        }
+    }
+}
+
+template <int TYPE, int TOKENS, int ROWS, bool COMBINED> __device__ __forceinline__ void ring_product(const ProductParams& p) {
+#if __CUDA_ARCH__ >= 900
+    __shared__ RingShared shared;
+    extern __shared__ __align__(16) char dynamic[];
+    int first_token = blockIdx.y * p.at_once, tokens = min(p.at_once, p.tokens - first_token);
+    int64_t expert = 0;
+    const int32_t* slots = nullptr;
+    if (!COMBINED && p.groups) {
+        wait_for_previous();
+        if (threadIdx.x < GROUP_WORDS) shared.group[threadIdx.x] = __ldcg(p.groups + (int64_t)blockIdx.y * GROUP_WORDS + threadIdx.x);
+        __syncthreads();
+        expert = shared.group[0], tokens = shared.group[1], slots = shared.group + 2, first_token = 0;
+        if (tokens == 0) return;
+    }
+    if (TOKENS == 1 || tokens == 1) multiply_by_ring<TYPE, 1, ROWS, COMBINED>(p, shared, dynamic, tokens, first_token, expert, slots);
+    if constexpr (TOKENS > 1) {
+        if (tokens == 2) multiply_by_ring<TYPE, 2, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
+        else if (tokens > 2 && tokens <= 4) multiply_by_ring<TYPE, 4, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
+        else if (tokens > 4) multiply_by_ring<TYPE, 8, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
+    }
+#endif
+}
+
+}  // namespace oxgpt
+
+#define OXGPT_RING_KERNEL(name, TYPE, TOKENS, ROWS, COMBINED)                                                              \
+    extern "C" __global__ void __launch_bounds__(oxgpt::RING_THREADS, 1) ring_##name(                                      \
+        const __grid_constant__ oxgpt::ProductParams p) {                                                                  \
+        oxgpt::ring_product<oxgpt::TYPE, TOKENS, ROWS, COMBINED>(p);                                                       \
+    }
+#define OXGPT_RING(name, TYPE)                                   \
+    OXGPT_RING_KERNEL(name##_1_1, TYPE, 1, 1, false)             \
+    OXGPT_RING_KERNEL(name##_1_2, TYPE, 1, 2, false)             \
+    OXGPT_RING_KERNEL(name##_8_1, TYPE, 8, 1, false)             \
+    OXGPT_RING_KERNEL(name##_8_2, TYPE, 8, 2, false)             \
+    OXGPT_RING_KERNEL(name##_combined, TYPE, 1, 1, true)
