@@ -86,19 +86,24 @@ template <> struct Codes<F16> {
 
 __device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLIERS) : "memory"); }
 
-// As `row_sum<1>`, with `scratch` that nobody reads any more.
+// As `row_sum<1>`, for each of R rows, with `scratch` that nobody reads any more.
 static_assert(MULTIPLIER_WARPS == ROW_WARPS, "a row's sums are those of row.cuh");
-__device__ __forceinline__ float multipliers_sum(float sum, float* scratch) {
-    sum = warp_sum(sum);
-    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = sum;
-    multipliers_meet();
-    sum = 0.0f;
+template <int R> __device__ __forceinline__ void multipliers_sum(float (&sums)[R], float* scratch) {
 #pragma unroll
-    for (int i = 0; i < ROW_WARPS; i += 4) {
-        float4 part = *(const float4*)(scratch + i);
-        sum += (part.x + part.y) + (part.z + part.w);
+    for (int r = 0; r < R; r++) {
+        sums[r] = warp_sum(sums[r]);
+        if (threadIdx.x % WARP == 0) scratch[r * ROW_WARPS + threadIdx.x / WARP] = sums[r];
     }
-    return sum;
+    multipliers_meet();
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+        sums[r] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ROW_WARPS; i += 4) {
+            float4 part = *(const float4*)(scratch + r * ROW_WARPS + i);
+            sums[r] += (part.x + part.y) + (part.z + part.w);
+        }
+    }
 }
 
 // Four elements of x, number `i` of fours, as digits: 16 bytes in 4 places. All lanes of a warp call this together; the
@@ -161,64 +166,93 @@ template <> __device__ __forceinline__ void store_digits<F16>(uint32_t* digits, 
     *(uint2*)(to + 16) = *(const uint2*)left;
 }
 
-// The scale of a row, of which each thread has a piece of four for `piece(k)`, k < count; the sums are row.cuh's.
-template <class Piece>
-__device__ __forceinline__ RowScale multipliers_scale(const ProductParams& p, float* scratch, int count, int pieces, Piece&& piece) {
-    float mean = 0.0f, sum = 0.0f;
+// The scales of R rows, of which each thread has pieces of four for `piece(r, k)`, k < count; the sums are row.cuh's.
+template <int R, class Piece>
+__device__ __forceinline__ void multipliers_scale(
+    const ProductParams& p, RowScale (&scales)[R], float* scratch, int count, int pieces, Piece&& piece
+) {
+    float sums[R] = {};
     if (p.centered) {
 #pragma unroll
-        for (int k = 0; k < count; k++) {
-            float4 v = piece(k);
-            sum += (v.x + v.y) + (v.z + v.w);
+        for (int r = 0; r < R; r++) {
+#pragma unroll
+            for (int k = 0; k < count; k++) {
+                float4 v = piece(r, k);
+                sums[r] += (v.x + v.y) + (v.z + v.w);
+            }
         }
-        mean = multipliers_sum(sum, scratch) / (float)p.cols;
-        sum = 0.0f;
+        multipliers_sum(sums, scratch);
     }
 #pragma unroll
-    for (int k = 0; k < count; k++) {
-        bool real = (int)threadIdx.x + k * MULTIPLIERS < pieces;
-        float4 v = piece(k);
-        auto add = [&](float e) {
-            float d = real ? __fsub_rn(e, mean) : 0.0f;
-            sum = __fmaf_rn(d, d, sum);
-        };
-        add(v.x), add(v.y), add(v.z), add(v.w);
+    for (int r = 0; r < R; r++) {
+        float mean = p.centered ? sums[r] / (float)p.cols : 0.0f;
+        scales[r].mean = mean, sums[r] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < count; k++) {
+            bool real = (int)threadIdx.x + k * MULTIPLIERS < pieces;
+            float4 v = piece(r, k);
+            auto add = [&](float e) {
+                float d = real ? __fsub_rn(e, mean) : 0.0f;
+                sums[r] = __fmaf_rn(d, d, sums[r]);
+            };
+            add(v.x), add(v.y), add(v.z), add(v.w);
+        }
     }
-    return {mean, 1.0f / sqrtf(multipliers_sum(sum, scratch + ROW_WARPS) / (float)p.cols + p.eps)};
+    multipliers_sum(sums, scratch + R * ROW_WARPS);
+#pragma unroll
+    for (int r = 0; r < R; r++) scales[r].scale = 1.0f / sqrtf(sums[r] / (float)p.cols + p.eps);
 }
 
-// Brings `width` elements of x to shared memory; with NORM they are a row, normed if the product asks for it. N: fours of a thread that are
-// on their way at once. Longer rows are read again for their scale.
-template <int TYPE, int N, bool NORM>
-__device__ __forceinline__ void stage_digits(const ProductParams& p, float* scratch, uint32_t* digits, float* scales, const float* x, int width) {
+// Floats of scratch that rows need which are normed together.
+constexpr int ROWS_AT_ONCE = 2, STAGE_SCRATCH = 2 * ROWS_AT_ONCE * ROW_WARPS;
+
+// Brings R rows of `width` elements to shared memory; with NORM they are normed if the product asks for it. `row(r)` is where one
+// lies, `stride` the scales of one there. N: fours of a row that a thread has on their way at once. Longer rows are read again for
+// their scale.
+template <int TYPE, int N, int R, bool NORM, class Row>
+__device__ __forceinline__ void stage_digits(
+    const ProductParams& p, float* scratch, uint32_t* digits, float* scales, int stride, int width, Row&& row
+) {
     int pieces = width / 4;
     bool norm = NORM && p.norm_weight, longer = pieces > N * MULTIPLIERS;
-    RowScale s = {0.0f, 1.0f};
+    RowScale s[R];
+    const float* x[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) x[r] = row(r);
     if (norm && longer) {
         int count = (pieces + MULTIPLIERS - 1) / MULTIPLIERS;
-        s = multipliers_scale(p, scratch, count, pieces, [&](int k) { return row_piece(x, threadIdx.x + k * MULTIPLIERS, width, true); });
+        multipliers_scale(p, s, scratch, count, pieces, [&](int r, int k) { return row_piece(x[r], threadIdx.x + k * MULTIPLIERS, width, true); });
     }
     // All warps take part in the first round, where they meet for the scale.
 #pragma unroll 1
     for (int start = threadIdx.x; start < MULTIPLIERS || start / WARP * WARP < pieces; start += N * MULTIPLIERS) {
-        float4 v[N];
+        float4 v[R][N];
 #pragma unroll
-        for (int k = 0; k < N; k++) v[k] = row_piece(x, start + k * MULTIPLIERS, width, true);
+        for (int r = 0; r < R; r++) {
+#pragma unroll
+            for (int k = 0; k < N; k++) v[r][k] = row_piece(x[r], start + k * MULTIPLIERS, width, true);
+        }
         if (norm) {
-            float4 w[N];
-#pragma unroll
-            for (int k = 0; k < N; k++) w[k] = row_piece(p.norm_weight, start + k * MULTIPLIERS, width, true);
-            if (!longer) s = multipliers_scale(p, scratch, N, pieces, [&](int k) { return v[k]; });
+            float4 w[N], bias[N];
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                float4 bias = p.norm_bias ? row_piece(p.norm_bias, start + k * MULTIPLIERS, width, true) : float4{};
-                v[k] = normed(v[k], s, w[k], bias, p.norm_bias);
+                w[k] = row_piece(p.norm_weight, start + k * MULTIPLIERS, width, true);
+                bias[k] = p.norm_bias ? row_piece(p.norm_bias, start + k * MULTIPLIERS, width, true) : float4{};
+            }
+            if (!longer) multipliers_scale(p, s, scratch, N, pieces, [&](int r, int k) { return v[r][k]; });
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+#pragma unroll
+                for (int k = 0; k < N; k++) v[r][k] = normed(v[r][k], s[r], w[k], bias[k], p.norm_bias);
             }
         }
 #pragma unroll
-        for (int k = 0; k < N; k++) {
-            int i = start + k * MULTIPLIERS;
-            if (i / WARP * WARP < pieces) store_digits<TYPE>(digits, scales, i, i < pieces, v[k]);
+        for (int r = 0; r < R; r++) {
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                int i = start + k * MULTIPLIERS;
+                if (i / WARP * WARP < pieces) store_digits<TYPE>(digits + r * p.cols, scales + r * stride, i, i < pieces, v[r][k]);
+            }
         }
     }
 }

@@ -96,7 +96,7 @@ struct ProductParams {
     float alpha;
     int32_t stages;         // of the ring in shared memory, see ring.cuh
     int32_t piece;          // blocks of a row that are fetched at once
-    int32_t unused;
+    int32_t n_groups;       // with groups of more than one slot, that blocks share
 };
 static_assert(sizeof(ProductParams) == 304, "shared with src/params.rs");
 

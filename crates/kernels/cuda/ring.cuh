@@ -28,11 +28,14 @@ constexpr int ON_THEIR_WAY = 2;
 // Tiles whose sums wait to be added.
 constexpr int SUMMED = 4;
 
-struct RingShared {
-    alignas(16) float scratch[2 * ROW_WARPS];
+// Groups of a launch whose slots are more than one; see MOST_GROUPS of src/ring.rs.
+constexpr int MOST_GROUPS = 64;
+
+template <int TOKENS> struct RingShared {
+    alignas(16) float scratch[STAGE_SCRATCH];
     // Of each stage: its weights are there, and all are through with them. Of summed tiles: their sums are there, and were taken.
     uint64_t there[MOST_STAGES], free[MOST_STAGES], summed[SUMMED], taken[SUMMED];
-    int32_t group[GROUP_WORDS];
+    int32_t groups[(TOKENS == 1 ? 1 : MOST_GROUPS) * GROUP_WORDS];
     int32_t experts[MOST_CHOICES];
     float shares[MOST_CHOICES];
 };
@@ -80,48 +83,77 @@ struct RingPlace {
     }
 };
 
+// Tiles of a block one after another: those of a launch, `step` apart, or of all groups of experts.
+struct Work {
+    int first, step, count;
+};
+
+// What tokens of a launch or of a group meet some of a block's tiles.
+struct Span {
+    int begin, end;     // of the block's tiles
+    int first;          // that tile
+    int64_t expert;     // 0 without groups
+    int tokens;
+    const int32_t* slots;  // null without groups
+};
+
+// The span that begins at a block's tile `begin`. `grouped`: tiles are those of all groups.
+template <int TOKENS>
+__device__ __forceinline__ Span span_at(const RingShared<TOKENS>& shared, const Work& work, int tiles, int tokens, bool grouped, int begin) {
+    int tile = work.first + begin * work.step;
+    if (!grouped) return {begin, work.count, tile, 0, tokens, nullptr};
+    int group = TOKENS == 1 ? 0 : tile / tiles;
+    const int32_t* words = shared.groups + group * GROUP_WORDS;
+    int first = tile - group * tiles, left = TOKENS == 1 ? work.count : tiles - first;
+    return {begin, min(work.count, begin + left), first, words[0], words[1], words + 2};
+}
+
 // Fetches the tiles of a block, piece by piece; by one warp.
-template <int TYPE, int ROWS, bool COMBINED>
+template <int TYPE, int TOKENS, int ROWS, bool COMBINED>
 __device__ __forceinline__ void fetch_tiles(
-    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared& shared, char* dynamic, int choices, int64_t expert
+    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared<TOKENS>& shared, char* dynamic, const Work& work, int choices, bool grouped
 ) {
     using C = Codes<TYPE>;
     int lane = threadIdx.x % WARP, r = lane / TILE_ROWS, i = lane % TILE_ROWS;
     RingPlace place, landing;
     int scale_slot = 0, on_their_way = 0;
-    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
-        int part, row;
-        at.locate(p, tile, part, row);
-        const Part& q = p.parts[ROWS == 2 ? r & 1 : part];
-        // The last tile of a matrix may have fewer rows.
-        int rows = COMBINED ? TILE_ROWS : min(TILE_ROWS, q.rows - row), scales_bytes = ROWS * rows * at.blocks * C::SCALES;
-        for (int choice = 0; choice < choices; choice++) {
-            int64_t matrix_row = (COMBINED ? (int64_t)shared.experts[choice] : expert) * q.matrix_rows + q.first_row + row;
-            const uint8_t* low = q.weight.low + (matrix_row + i) * at.blocks * C::LOW;
-            for (int first = 0; first < at.blocks; first += at.piece) {
-                uint32_t there = shared_address(shared.there + place.slot);
-                int length = min(at.piece, at.blocks - first) * C::LOW;
-                if (on_their_way == ON_THEIR_WAY) {
-                    barrier_wait(shared_address(shared.there + landing.slot), landing.phase);
-                    landing.advance(at.stages);
-                } else {
-                    on_their_way++;
-                }
-                barrier_wait(shared_address(shared.free + place.slot), place.phase ^ 1);
-                if (lane == 0) barrier_expect(there, ROWS * rows * length + (first == 0 ? scales_bytes : 0));
-                __syncwarp();
-                if (lane < ROWS * TILE_ROWS && i < rows) {
-                    char* stage = dynamic + place.slot * at.stage_bytes;
-                    bulk_copy(shared_address(stage + lane * at.stride), low + first * C::LOW, length, there);
-                    if (C::SCALES > 0 && i == 0 && first == 0) {
-                        char* scales = at.scales + scale_slot * at.tile_scales + r * at.row_scales;
-                        const uint8_t* from = q.weight.scales + matrix_row * at.blocks * C::SCALES;
-                        bulk_copy(shared_address(scales), from, scales_bytes / ROWS, there);
+    Span span;
+    for (int begin = 0; begin < work.count; begin = span.end) {
+        span = span_at(shared, work, at.tiles, 1, grouped, begin);
+        for (int n = begin, tile = span.first; n < span.end; n++, tile += work.step) {
+            int part, row;
+            at.locate(p, tile, part, row);
+            const Part& q = p.parts[ROWS == 2 ? r & 1 : part];
+            // The last tile of a matrix may have fewer rows.
+            int rows = COMBINED ? TILE_ROWS : min(TILE_ROWS, q.rows - row), scales_bytes = ROWS * rows * at.blocks * C::SCALES;
+            for (int choice = 0; choice < choices; choice++) {
+                int64_t matrix_row = (COMBINED ? (int64_t)shared.experts[choice] : span.expert) * q.matrix_rows + q.first_row + row;
+                const uint8_t* low = q.weight.low + (matrix_row + i) * at.blocks * C::LOW;
+                for (int first = 0; first < at.blocks; first += at.piece) {
+                    uint32_t there = shared_address(shared.there + place.slot);
+                    int length = min(at.piece, at.blocks - first) * C::LOW;
+                    if (on_their_way == ON_THEIR_WAY) {
+                        barrier_wait(shared_address(shared.there + landing.slot), landing.phase);
+                        landing.advance(at.stages);
+                    } else {
+                        on_their_way++;
                     }
+                    barrier_wait(shared_address(shared.free + place.slot), place.phase ^ 1);
+                    if (lane == 0) barrier_expect(there, ROWS * rows * length + (first == 0 ? scales_bytes : 0));
+                    __syncwarp();
+                    if (lane < ROWS * TILE_ROWS && i < rows) {
+                        char* stage = dynamic + place.slot * at.stage_bytes;
+                        bulk_copy(shared_address(stage + lane * at.stride), low + first * C::LOW, length, there);
+                        if (C::SCALES > 0 && i == 0 && first == 0) {
+                            char* scales = at.scales + scale_slot * at.tile_scales + r * at.row_scales;
+                            const uint8_t* from = q.weight.scales + matrix_row * at.blocks * C::SCALES;
+                            bulk_copy(shared_address(scales), from, scales_bytes / ROWS, there);
+                        }
+                    }
+                    place.advance(at.stages);
                 }
-                place.advance(at.stages);
+                if (++scale_slot == at.scale_slots) scale_slot = 0;
             }
-            if (++scale_slot == at.scale_slots) scale_slot = 0;
         }
     }
 }
@@ -231,30 +263,31 @@ template <int NT> struct Beside {
     float bias[2], old[OLD];
 };
 
-// Ends tiles: adds the sums of the multipliers in order, and writes outputs; by one warp.
-template <int TYPE, int NT, int ROWS, bool COMBINED>
+// Ends the tiles of a span: adds the sums of the multipliers in order, and writes outputs; by one warp.
+template <int TYPE, int TOKENS, int NT, int ROWS, bool COMBINED>
 __device__ __forceinline__ void finish_tiles(
-    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared& shared, const float* sums, int tokens, int first_token,
-    int choices, int64_t expert, const int32_t* slots
+    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared<TOKENS>& shared, const float* sums, const Work& work, const Span& span,
+    int first_token, int choices, RingPlace& place
 ) {
-    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * WARP_SUMS, OLD = Beside<NT>::OLD, UPPERS = WARP / TILE_ROWS;
-    int lane = threadIdx.x % WARP, i = lane % TILE_ROWS, upper = lane / TILE_ROWS;
+    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * ROWS * TOKENS * TILE_ROWS;
+    constexpr int OLD = Beside<NT>::OLD, UPPERS = WARP / TILE_ROWS;
+    int lane = threadIdx.x % WARP, i = lane % TILE_ROWS, upper = lane / TILE_ROWS, tiles = span.end - span.begin;
     auto output = [&](int part, int row, int n) {
         int k = n * UPPERS + upper;
-        return p.out + p.parts[part].start + row + i + (int64_t)(slots ? slots[k] : first_token + k) * p.out_stride;
+        return p.out + p.parts[part].start + row + i + (int64_t)(span.slots ? span.slots[k] : first_token + k) * p.out_stride;
     };
-    auto writes = [&](int part, int row, int n) { return n * UPPERS + upper < (COMBINED ? 1 : tokens) && row + i < p.parts[part].rows; };
-    auto look_beside = [&](int tile) {
+    auto writes = [&](int part, int row, int n) { return n * UPPERS + upper < (COMBINED ? 1 : span.tokens) && row + i < p.parts[part].rows; };
+    auto look_beside = [&](int n_tile) {
         Beside<NT> v = {};
-        if (tile >= at.tiles) return v;
+        if (n_tile >= tiles) return v;
         int part, row;
-        at.locate(p, tile, part, row);
+        at.locate(p, span.first + n_tile * work.step, part, row);
 #pragma unroll
         for (int n = 0; n < (COMBINED ? 2 : 1); n++) {
             int number = n * UPPERS + upper;
             const Part& q = p.parts[part + (ROWS == 2 ? upper & 1 : 0)];
             bool real = q.bias && number < (COMBINED ? choices : ROWS) && row + i < q.rows;
-            int64_t e = COMBINED ? (int64_t)shared.experts[min(number, choices - 1)] : expert;
+            int64_t e = COMBINED ? (int64_t)shared.experts[min(number, choices - 1)] : span.expert;
             if (real) v.bias[n] = __ldg(q.bias + e * q.matrix_rows + q.first_row + row + i);
         }
 #pragma unroll
@@ -264,12 +297,11 @@ __device__ __forceinline__ void finish_tiles(
         return v;
     };
     // Of tiles that come, since these loads take as long as some of them.
-    Beside<NT> now = look_beside(blockIdx.x), next = look_beside(blockIdx.x + gridDim.x), after = look_beside(blockIdx.x + 2 * gridDim.x);
-    RingPlace place;
-    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
+    Beside<NT> now = look_beside(0), next = look_beside(1), after = look_beside(2);
+    for (int n_tile = 0; n_tile < tiles; n_tile++) {
         int part, row;
-        at.locate(p, tile, part, row);
-        Beside<NT> later = look_beside(tile + 3 * gridDim.x);
+        at.locate(p, span.first + n_tile * work.step, part, row);
+        Beside<NT> later = look_beside(n_tile + 3);
         float total[OLD] = {};
 #pragma unroll 1
         for (int choice = 0; choice < choices; choice++) {
@@ -307,55 +339,40 @@ __device__ __forceinline__ void finish_tiles(
     }
 }
 
-// One block's tiles, for up to NT tokens. `expert`: of a group, else 0; `slots`: of a group, else null.
-template <int TYPE, int NT, int ROWS, bool COMBINED>
-__device__ __forceinline__ void multiply_by_ring(
-    const ProductParams& p, RingShared& shared, char* dynamic, int tokens, int first_token, int64_t expert, const int32_t* slots
+// Where a multiplier is.
+struct Progress {
+    RingPlace place, summed;
+    int scale_slot = 0, turn = 0;
+};
+
+// Multiplies the tiles of a span that are this warp's team's, with up to NT tokens.
+template <int TYPE, int TOKENS, int NT, int ROWS, bool COMBINED>
+__device__ __forceinline__ void multiply_tiles(
+    const ProductParams& p, const Tiles<TYPE, ROWS>& at, RingShared<TOKENS>& shared, char* dynamic, float* sums, uint32_t* digits,
+    float* x_scales, const Span& span, int first_token, int choices, Progress& progress
 ) {
     using C = Codes<TYPE>;
-    const Tiles<TYPE, ROWS> at(p, dynamic);
+    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * ROWS * TOKENS * TILE_ROWS;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
-    const int choices = COMBINED ? p.choices : 1;
-    constexpr int WARP_SUMS = ROWS * NT * TILE_ROWS, TILE_SUMS = RING_TEAM_WARPS * WARP_SUMS;
-    float* sums = (float*)at.sums;
-    uint32_t* digits = (uint32_t*)(sums + SUMMED * TILE_SUMS);
-    float* x_scales = (float*)(digits + (COMBINED ? choices : NT) * p.cols);
-
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < at.stages; i++) {
-            barrier_init(shared_address(shared.there + i), 1), barrier_init(shared_address(shared.free + i), RING_TEAM_WARPS);
-        }
-        for (int i = 0; i < SUMMED; i++) {
-            barrier_init(shared_address(shared.summed + i), RING_TEAM_WARPS), barrier_init(shared_address(shared.taken + i), 1);
-        }
-        barriers_are_ready();
-    }
-    // Experts were chosen before the launch before this one, for which that had waited when it let this one start.
-    if (COMBINED && threadIdx.x < choices) {
-        shared.experts[threadIdx.x] = __ldcg(p.experts + threadIdx.x);
-        shared.shares[threadIdx.x] = __ldcg(p.shares + threadIdx.x);
-    }
-    __syncthreads();
-    // Its blocks begin where those of this launch end.
-    launch_dependents();
-    if (warp == FETCHER) {
-        fetch_tiles<TYPE, ROWS, COMBINED>(p, at, shared, dynamic, choices, expert);
-        return;
-    }
-    wait_for_previous();
-    if (warp == FINISHER) {
-        finish_tiles<TYPE, NT, ROWS, COMBINED>(p, at, shared, sums, tokens, first_token, choices, expert, slots);
-        return;
-    }
     // Rows that are not normed and lie one after another are as one.
-    bool together = COMBINED || (!slots && !p.x_rows && !p.norm_weight && p.x_stride == p.cols);
-    int rows = together ? 1 : tokens, width = together ? (COMBINED ? choices : tokens) * p.cols : p.cols;
+    bool together = COMBINED || (!span.slots && !p.x_rows && !p.norm_weight && p.x_stride == p.cols);
+    int scales_stride = at.blocks * (C::MINIMA ? 2 : 1);
+    auto x_row = [&](int r) {
+        int64_t row = COMBINED ? 0 : span.slots ? span.slots[r] / p.slots_per_row : p.x_rows ? (int64_t)__ldcg(p.x_rows + first_token + r) : first_token + r;
+        return p.x + row * p.x_stride;
+    };
+    if (NT == 1 || together) {
+        int width = COMBINED ? choices * p.cols : span.tokens * p.cols;
+        stage_digits<TYPE, COMBINED ? 6 : 2, 1, !COMBINED>(p, shared.scratch, digits, x_scales, scales_stride, width, x_row);
+    } else {
 #pragma unroll 1
-    for (int r = 0; r < rows; r++) {
-        int64_t row = COMBINED ? 0 : slots ? slots[r] / p.slots_per_row : p.x_rows ? (int64_t)__ldcg(p.x_rows + first_token + r) : first_token + r;
-        if (r > 0) multipliers_meet();
-        float* row_scales = x_scales + r * at.blocks * (C::MINIMA ? 2 : 1);
-        stage_digits<TYPE, COMBINED ? 6 : 2, !COMBINED>(p, shared.scratch, digits + r * p.cols, row_scales, p.x + row * p.x_stride, width);
+        for (int r = 0; r < span.tokens; r += ROWS_AT_ONCE) {
+            if (r > 0) multipliers_meet();
+            // What lies beyond the last is not looked at.
+            stage_digits<TYPE, 2, NT < ROWS_AT_ONCE ? NT : ROWS_AT_ONCE, true>(
+                p, shared.scratch, digits + r * p.cols, x_scales + r * scales_stride, scales_stride, p.cols,
+                [&](int i) { return x_row(min(r + i, span.tokens - 1)); });
+        }
     }
     multipliers_meet();
 
@@ -375,19 +392,15 @@ __device__ __forceinline__ void multiply_by_ring(
                : (const char*)((const uint2*)digits + (2 * member + g / 4) * 16 + g % 4 * 4 + t),
         (const typename Reader<TYPE>::XScale*)x_scales + block + (HALVES && NT > 1 ? t / 2 * at.blocks : 0)};
     float* lane_sums = sums + member * WARP_SUMS + g;
-    RingPlace place, summed;
-    int scale_slot = 0, turn = 0;
-    auto skip = [&]() {
-        for (int i = 0; i < at.pieces; i++) place.advance(at.stages);
-        if (++scale_slot == at.scale_slots) scale_slot = 0;
-        summed.advance(SUMMED);
-        turn ^= 1;
-    };
-    for (int tile = blockIdx.x; tile < at.tiles; tile += gridDim.x) {
+    RingPlace place = progress.place, summed = progress.summed;
+    int scale_slot = progress.scale_slot, turn = progress.turn;
+    for (int n = span.begin; n < span.end; n++) {
 #pragma unroll 1
-        for (int choice = 0; choice < choices; choice++) {
+        for (int choice = 0; choice < choices; choice++, turn ^= 1) {
             if (turn != team) {
-                skip();
+                for (int i = 0; i < at.pieces; i++) place.advance(at.stages);
+                if (++scale_slot == at.scale_slots) scale_slot = 0;
+                summed.advance(SUMMED);
                 continue;
             }
             float acc[ROWS][NT][2] = {};
@@ -434,30 +447,85 @@ __device__ __forceinline__ void multiply_by_ring(
             __syncwarp();
             if (lane == 0) barrier_arrive(barrier(shared.summed + summed.slot));
             summed.advance(SUMMED);
-            turn ^= 1;
         }
     }
+    progress = {place, summed, scale_slot, turn};
 }
 
 template <int TYPE, int TOKENS, int ROWS, bool COMBINED> __device__ __forceinline__ void ring_product(const ProductParams& p) {
 #if __CUDA_ARCH__ >= 900
-    __shared__ RingShared shared;
+    __shared__ RingShared<TOKENS> shared;
     extern __shared__ __align__(16) char dynamic[];
-    int first_token = blockIdx.y * p.at_once, tokens = min(p.at_once, p.tokens - first_token);
-    int64_t expert = 0;
-    const int32_t* slots = nullptr;
-    if (!COMBINED && p.groups) {
-        wait_for_previous();
-        if (threadIdx.x < GROUP_WORDS) shared.group[threadIdx.x] = __ldcg(p.groups + (int64_t)blockIdx.y * GROUP_WORDS + threadIdx.x);
-        __syncthreads();
-        expert = shared.group[0], tokens = shared.group[1], slots = shared.group + 2, first_token = 0;
-        if (tokens == 0) return;
+    const Tiles<TYPE, ROWS> at(p, dynamic);
+    const int warp = threadIdx.x / WARP, choices = COMBINED ? p.choices : 1;
+    float* sums = (float*)at.sums;
+    uint32_t* digits = (uint32_t*)(sums + SUMMED * RING_TEAM_WARPS * ROWS * TOKENS * TILE_ROWS);
+    float* x_scales = (float*)(digits + (COMBINED ? choices : TOKENS == 1 ? 1 : p.at_once) * p.cols);
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < at.stages; i++) {
+            barrier_init(shared_address(shared.there + i), 1), barrier_init(shared_address(shared.free + i), RING_TEAM_WARPS);
+        }
+        for (int i = 0; i < SUMMED; i++) {
+            barrier_init(shared_address(shared.summed + i), RING_TEAM_WARPS), barrier_init(shared_address(shared.taken + i), 1);
+        }
+        barriers_are_ready();
     }
-    if (TOKENS == 1 || tokens == 1) multiply_by_ring<TYPE, 1, ROWS, COMBINED>(p, shared, dynamic, tokens, first_token, expert, slots);
-    if constexpr (TOKENS > 1) {
-        if (tokens == 2) multiply_by_ring<TYPE, 2, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
-        else if (tokens > 2 && tokens <= 4) multiply_by_ring<TYPE, 4, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
-        else if (tokens > 4) multiply_by_ring<TYPE, 8, ROWS, false>(p, shared, dynamic, tokens, first_token, expert, slots);
+    // Experts were chosen before the launch before this one, for which that had waited when it let this one start.
+    if (COMBINED && threadIdx.x < choices) {
+        shared.experts[threadIdx.x] = __ldcg(p.experts + threadIdx.x);
+        shared.shares[threadIdx.x] = __ldcg(p.shares + threadIdx.x);
+    }
+    const bool grouped = !COMBINED && p.groups;
+    int first_token = 0, tokens = 1, tiles = at.tiles;
+    Work work = {(int)blockIdx.x, (int)gridDim.x, 0};
+    if (grouped) {
+        wait_for_previous();
+        if constexpr (TOKENS == 1) {
+            // One group is a row of blocks.
+            if (threadIdx.x < GROUP_WORDS) shared.groups[threadIdx.x] = __ldcg(p.groups + (int64_t)blockIdx.y * GROUP_WORDS + threadIdx.x);
+            __syncthreads();
+        } else {
+            // Those that have slots come first. Each block takes its share of all their tiles.
+            for (int i = threadIdx.x; i < p.n_groups * GROUP_WORDS; i += RING_THREADS) shared.groups[i] = __ldcg(p.groups + i);
+            __syncthreads();
+            int groups = 0;
+            while (groups < p.n_groups && shared.groups[groups * GROUP_WORDS + 1] > 0) groups++;
+            int all = groups * tiles, begin = (int)((int64_t)all * blockIdx.x / gridDim.x);
+            work = {begin, 1, (int)((int64_t)all * (blockIdx.x + 1) / gridDim.x) - begin};
+        }
+    } else {
+        __syncthreads();
+        first_token = blockIdx.y * p.at_once, tokens = min(p.at_once, p.tokens - first_token);
+    }
+    if (TOKENS == 1 || !grouped) work.count = (int)blockIdx.x < tiles ? (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x : 0;
+    // Its blocks begin where those of this launch end.
+    launch_dependents();
+    if (warp == FETCHER) {
+        fetch_tiles<TYPE, TOKENS, ROWS, COMBINED>(p, at, shared, dynamic, work, choices, grouped);
+        return;
+    }
+    wait_for_previous();
+    Progress progress;
+    Span span;
+    for (int begin = 0; begin < work.count; begin = span.end) {
+        span = span_at(shared, work, tiles, tokens, grouped, begin);
+        auto take = [&](auto count) {
+            constexpr int NT = decltype(count)::value;
+            if (warp == FINISHER) {
+                finish_tiles<TYPE, TOKENS, NT, ROWS, COMBINED>(p, at, shared, sums, work, span, first_token, choices, progress.summed);
+            } else {
+                // Until all are through with what x was.
+                if (begin > 0) multipliers_meet();
+                multiply_tiles<TYPE, TOKENS, NT, ROWS, COMBINED>(p, at, shared, dynamic, sums, digits, x_scales, span, first_token, choices, progress);
+            }
+        };
+        if (TOKENS == 1 || span.tokens == 1) take(Index<1>{});
+        if constexpr (TOKENS > 1) {
+            if (span.tokens == 2) take(Index<2>{});
+            else if (span.tokens > 2 && span.tokens <= 4) take(Index<4>{});
+            else if (span.tokens > 4) take(Index<8>{});
+        }
     }
 #endif
 }

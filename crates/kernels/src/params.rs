@@ -130,7 +130,7 @@ params! {
         alpha: f32,
         stages: i32,
         piece: i32,
-        unused: i32,
+        n_groups: i32,
     }
     PackParams, 72 {
         x: u64,

@@ -259,7 +259,7 @@ fn params(
         alpha,
         stages: 0,
         piece: 0,
-        unused: 0,
+        n_groups: 0,
     }
 }
 
@@ -316,43 +316,72 @@ fn launch(
     blocks: usize,
     rows: usize,
 ) -> Result<(), CudaError> {
-    let kind = weight.kind() as usize;
-    let (gated, combined) = (params.ending == GATED, params.ending == COMBINE);
-    let one = params.at_once == 1;
-    let by_ring = ring::takes(gpu, weight, experts);
-    let kernel = match (one, gated) {
-        _ if by_ring => ring::kernel(weight.kind(), one, gated, combined),
-        (true, false) => ONE[kind],
-        (true, true) => ONE_GATED[kind],
-        (false, false) => EIGHT[kind],
-        (false, true) => EIGHT_GATED[kind],
-    };
-    let parts = &params.parts[..if gated { 1 } else { params.n_parts as usize }];
-    let tile = if by_ring { ring::TILE_ROWS } else { tile(weight).1 };
-    let tiles: usize = parts.iter().map(|part| (part.rows as usize).div_ceil(tile)).sum();
-    // One block for each multiprocessor leaves room for the first blocks of what comes next, whose weights are then already
-    // on their way.
-    let multiprocessors = gpu.info().multiprocessors as usize;
-    let share = match by_ring {
-        // Another would wait until one of them has ended.
-        true => (multiprocessors / blocks.max(1)).max(1),
-        false => multiprocessors.div_ceil(blocks.max(1)),
-    };
-    // Groups may be fewer than there is room for.
-    let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
-    let grid = [tiles.min(share), blocks, 1];
     let parts = &params.parts[..params.n_parts as usize];
     let outputs: usize = parts.iter().map(|part| part.rows as usize).sum();
     let matrices = if params.groups != 0 { blocks } else { params.choices as usize };
     gpu.reads(weight.kind().matrix_bytes(outputs * matrices, weight.cols()));
-    if !by_ring {
-        return gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params);
+    if ring::takes(gpu, weight, experts) {
+        return launch_ring(gpu, weight, params, blocks, rows);
     }
+    let (one, gated) = (params.at_once == 1, params.ending == GATED);
+    let kernel = match (one, gated) {
+        (true, false) => ONE,
+        (true, true) => ONE_GATED,
+        (false, false) => EIGHT,
+        (false, true) => EIGHT_GATED,
+    }[weight.kind() as usize];
+    let tiles = tiles(params, tile(weight).1);
+    // One block for each multiprocessor leaves room for the first blocks of what comes next, whose weights are then already
+    // on their way.
+    let share = multiprocessors(gpu).div_ceil(blocks.max(1));
+    // Groups may be fewer than there is room for.
+    let share = if params.groups != 0 && !one { share.max(BLOCKS_OF_A_GROUP) } else { share };
+    let grid = [tiles.min(share), blocks, 1];
+    gpu.launch_early(kernel, grid, THREADS, shared_bytes(weight, rows, one), params)
+}
+
+/// As [`launch`], by way of a ring in shared memory.
+fn launch_ring(
+    gpu: &Gpu,
+    weight: &Matrix,
+    params: &mut ProductParams,
+    blocks: usize,
+    rows: usize,
+) -> Result<(), CudaError> {
+    let (one, gated, combined) =
+        (params.at_once == 1, params.ending == GATED, params.ending == COMBINE);
+    let kernel = ring::kernel(weight.kind(), one, gated, combined);
     let ring = ring::ring_for(weight, gated, rows, combined);
     let ring = ring.unwrap_or_else(|| panic!("rows of {} elements", weight.cols()));
     params.stages = ring.stages as i32;
     params.piece = ring.piece as i32;
-    gpu.launch_early(kernel, grid, ring::THREADS, ring.shared, params)
+    let tiles = tiles(params, ring::TILE_ROWS);
+    let launch = |grid, params: &ProductParams| {
+        gpu.launch_early(kernel, grid, ring::THREADS, ring.shared, params)
+    };
+    if params.groups == 0 || one {
+        // A block more than there are multiprocessors would wait until one of the others has ended.
+        let share = (multiprocessors(gpu) / blocks.max(1)).max(1);
+        return launch([tiles.min(share), blocks, 1], params);
+    }
+    for first in (0..blocks).step_by(ring::MOST_GROUPS) {
+        let groups = ring::MOST_GROUPS.min(blocks - first);
+        let mut params = *params;
+        params.groups += (first * GROUP_WORDS * size_of::<i32>()) as u64;
+        params.n_groups = groups as i32;
+        launch([multiprocessors(gpu).min(groups * tiles), 1, 1], &params)?;
+    }
+    Ok(())
+}
+
+fn multiprocessors(gpu: &Gpu) -> usize {
+    gpu.info().multiprocessors as usize
+}
+
+/// Tiles of `tile` outputs, or of as many gates and their ups.
+fn tiles(params: &ProductParams, tile: usize) -> usize {
+    let parts = &params.parts[..if params.ending == GATED { 1 } else { params.n_parts as usize }];
+    parts.iter().map(|part| (part.rows as usize).div_ceil(tile)).sum()
 }
 
 /// Blocks that share the tiles of a group, where it is not known how many groups there are.

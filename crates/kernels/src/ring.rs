@@ -12,6 +12,9 @@ const BLOCK: usize = 32;
 pub(crate) const TILE_ROWS: usize = 8;
 /// Multiplying warps of a team, which share the rows of a tile.
 const TEAM_WARPS: usize = 8;
+/// The most rows of x at once, and the most groups of slots of one launch.
+const MOST_ROWS: usize = 8;
+pub(crate) const MOST_GROUPS: usize = 64;
 /// Tiles whose sums wait to be added.
 const SUMMED: usize = 4;
 const MOST_STAGES: usize = 8;
@@ -21,7 +24,7 @@ const LEAST_STAGES: usize = 2;
 const STAGE_BYTES: usize = 26 << 10;
 /// Shared memory of a block for one row, beside which a block of attention fits on a multiprocessor, and for more rows.
 const SHARED_OF_ONE_ROW: usize = 200 << 10;
-const SHARED_OF_MORE: usize = 225 << 10;
+const SHARED_OF_MORE: usize = 222 << 10;
 /// So much that there is never room for two blocks.
 const SHARED_AT_LEAST: usize = 116 << 10;
 
@@ -92,7 +95,8 @@ fn ring(weight: &Matrix, gated: bool, rows: usize, choices: usize, room: usize) 
     let pieces = blocks.div_ceil(piece);
     let stage = halves * TILE_ROWS * (piece * low + pad);
     let tile_scales = halves * TILE_ROWS * blocks * scales;
-    let tokens = if choices > 1 { 1 } else { rows.next_power_of_two() };
+    // The kernels for more rows than one have room for sums of as many as there can be.
+    let tokens = if rows == 1 || choices > 1 { 1 } else { MOST_ROWS };
     let sums = SUMMED * TEAM_WARPS * halves * tokens * TILE_ROWS * 4;
     let x_scale = if minima { 8 } else { 4 };
     let x = rows.next_power_of_two().max(choices) * (4 * weight.cols() + x_scale * blocks);
