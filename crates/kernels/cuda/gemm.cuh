@@ -84,15 +84,9 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
 
     __device__ void run() {
         Planes planes[MATRICES];
-        float factor[MATRICES], unfactor[MATRICES];
+        uint32_t most[MATRICES];
 #pragma unroll
-        for (int i = 0; i < MATRICES; i++) {
-            planes[i] = part(i).weight, factor[i] = unfactor[i] = 1.0f;
-            if (!H::KEPT) {
-                int exponent = min(max(H::TOP - 1 - exponent_of(__uint_as_float(*part(i).largest)), -126), 126);
-                factor[i] = power_of_two(exponent), unfactor[i] = power_of_two(-exponent);
-            }
-        }
+        for (int i = 0; i < MATRICES; i++) planes[i] = part(i).weight, most[i] = H::KEPT ? 0 : stream_4(part(i).largest);
         // Rows r and r + 8 of the warp's sixteen: where what is to be loaded next begins, and how many pieces there are.
         int64_t next[2];
         constexpr int PIECES = 4 * H::RAWS;
@@ -110,6 +104,22 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
             for (int i = 0; i < 2; i++) H::template load<HALF>(raw[SLOT][i], planes[PAIRS ? i : 0], next[i], left);
             if (HALF == 1) next[0] += PIECES, next[1] += PIECES, left -= PIECES;
         };
+        for_parts<DEPTH>([&](auto slot) { load(slot, Index<0>{}), load(slot, Index<1>{}); });
+        if (!p.tiles) wait_for_previous();
+        launch_dependents();
+        start_ring();
+        // There are as many threads as tokens.
+        static_assert(GEMM_THREADS == GEMM_TOKENS, "a thread for each token");
+        bool has_token = (int)threadIdx.x < tile.tokens;
+        int place = tile.first + (has_token ? threadIdx.x : 0);
+        float scale_of_token = has_token ? __ldcg(p.scales + place) : 0.0f;
+        int place_of_token = has_token && p.order ? __ldcg(p.order + place) : place;
+        float factor[MATRICES], unfactor[MATRICES];
+#pragma unroll
+        for (int i = 0; i < MATRICES; i++) {
+            int exponent = H::KEPT ? 0 : min(max(H::TOP - 1 - exponent_of(__uint_as_float(most[i])), -126), 126);
+            factor[i] = power_of_two(exponent), unfactor[i] = power_of_two(-exponent);
+        }
         // Each half of a group makes four steps of 16.
         uint32_t a[2][4][4];
         typename H::Scale scale[2];
@@ -124,16 +134,6 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
                 });
             }
         };
-        for_parts<DEPTH>([&](auto slot) { load(slot, Index<0>{}), load(slot, Index<1>{}); });
-        if (!p.tiles) wait_for_previous();
-        launch_dependents();
-        start_ring();
-        // There are as many threads as tokens.
-        static_assert(GEMM_THREADS == GEMM_TOKENS, "a thread for each token");
-        bool has_token = (int)threadIdx.x < tile.tokens;
-        int place = tile.first + (has_token ? threadIdx.x : 0);
-        float scale_of_token = has_token ? __ldcg(p.scales + place) : 0.0f;
-        int place_of_token = has_token && p.order ? __ldcg(p.order + place) : place;
         // While one half is multiplied, the next is converted.
         auto walk = [&](auto slot, int group) {
             convert(slot, Index<0>{});
@@ -184,12 +184,15 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
         }
     }
     __device__ void start_ring() {
-        if (threadIdx.x == 0) {
-            for (int i = 0; i < STAGES; i++) barrier_init(full + 8 * i, 1), barrier_init(empty + 8 * i, GEMM_THREADS / WARP);
+        if (threadIdx.x < STAGES) {
+            barrier_init(full + 8 * threadIdx.x, 1), barrier_init(empty + 8 * threadIdx.x, GEMM_THREADS / WARP);
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            for (int i = 0; i < min(STAGES, 2 * (end - begin) / AT_ONCE); i++) copy(i, i);
         }
         __syncthreads();
+        // One thread would take longer for all stages than the first products do.
+        if (lane == 0) {
+            for (int i = warp; i < min(STAGES, 2 * (end - begin) / AT_ONCE); i += GEMM_THREADS / WARP) copy(i, i);
+        }
     }
     // Fills the stage of this half of a group again, for what comes there next.
     template <int HALF> __device__ void fill(int group) {
