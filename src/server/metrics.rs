@@ -87,6 +87,8 @@ pub struct Metrics {
     /// Times that a sequence gave up its keys and values to others.
     pub preemptions: Counter,
     pub finished: Finished,
+    /// Rounds of the thread that owns the engine.
+    steps: Counter,
     /// Requests that were refused since too many wait.
     pub refused: Counter,
     /// Responses by the hundreds of their status: 2xx, 4xx, 5xx.
@@ -98,6 +100,9 @@ pub struct Metrics {
     running: Gauge,
     waiting: Gauge,
     kv_usage: Gauge,
+    /// Seconds of all steps, and of all calls of the device.
+    step_seconds: Gauge,
+    device_seconds: Gauge,
     /// The mean of how long sequences run, the latest counting most.
     run_seconds: Gauge,
 }
@@ -108,6 +113,13 @@ impl Metrics {
         self.running.set(running as f64);
         self.waiting.set(waiting as f64);
         self.kv_usage.set(kv_usage);
+    }
+
+    /// A step took `seconds`, whatever belongs to it included; all calls of the device so far took `device_seconds`.
+    pub fn stepped(&self, seconds: f64, device_seconds: f64) {
+        self.step_seconds.set(self.step_seconds.get() + seconds);
+        self.device_seconds.set(device_seconds);
+        self.steps.add(1);
     }
 
     /// A sequence has run for so long.
@@ -187,6 +199,18 @@ impl Metrics {
             if name.starts_with("oxgpt") {
                 out.sample(&name, ",finished_reason=\"error\"", failed.get() as f64);
             }
+        }
+        for (name, help, value) in [
+            ("oxgpt_steps_total", "Steps of the engine.", self.steps.get() as f64),
+            ("oxgpt_step_seconds_total", "Time of all steps.", self.step_seconds.get()),
+            (
+                "oxgpt_device_seconds_total",
+                "Time of steps in which the device was given work or waited for.",
+                self.device_seconds.get(),
+            ),
+        ] {
+            out.family(name, help, "counter");
+            out.sample(name, "", value);
         }
         out.family("oxgpt_refused_requests_total", "Requests refused with 429.", "counter");
         out.sample("oxgpt_refused_requests_total", "", self.refused.get() as f64);
@@ -275,6 +299,8 @@ mod tests {
         metrics.first_token_seconds.observe(0.3);
         metrics.first_token_seconds.observe(1e9);
         metrics.gauges(2, 1, 0.5);
+        metrics.stepped(0.5, 0.25);
+        metrics.stepped(0.25, 0.625);
         let text = metrics.text("a\"b");
         for line in [
             r#"oxgpt_generated_tokens_total{model_name="a\"b"} 3"#,
@@ -284,6 +310,9 @@ mod tests {
             r#"vllm:time_to_first_token_seconds_bucket{model_name="a\"b",le="0.25"} 1"#,
             r#"vllm:time_to_first_token_seconds_bucket{model_name="a\"b",le="300"} 2"#,
             r#"vllm:time_to_first_token_seconds_bucket{model_name="a\"b",le="+Inf"} 3"#,
+            r#"oxgpt_steps_total{model_name="a\"b"} 2"#,
+            r#"oxgpt_step_seconds_total{model_name="a\"b"} 0.75"#,
+            r#"oxgpt_device_seconds_total{model_name="a\"b"} 0.625"#,
             "# TYPE vllm:time_to_first_token_seconds histogram",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

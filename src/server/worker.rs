@@ -208,13 +208,17 @@ impl Thread {
         let mut live: HashMap<SequenceId, Live> = HashMap::new();
         let mut texts: VecDeque<Texts> = VecDeque::new();
         loop {
+            let mut start = Instant::now();
             loop {
                 let is_idle = engine.is_idle() && texts.is_empty();
                 let order = match self.orders.try_recv() {
                     Ok(order) => order,
                     Err(_) if !is_idle => break,
                     Err(_) => match self.orders.recv() {
-                        Ok(order) => order,
+                        Ok(order) => {
+                            start = Instant::now();
+                            order
+                        }
                         Err(_) => return Ok(()),
                     },
                 };
@@ -248,6 +252,7 @@ impl Thread {
             let waiting = engine.waiting();
             self.metrics.preemptions.set(engine.preemptions());
             self.metrics.gauges(live.len() - waiting, waiting, engine.kv_usage());
+            self.metrics.stepped(start.elapsed().as_secs_f64(), engine.device_seconds());
         }
     }
 

@@ -49,6 +49,21 @@ fn it_listens_before_the_model_is_there() {
 }
 
 #[test]
+fn steps_and_what_they_take_are_counted() {
+    let server = Server::demo(&["--device", "cpu"]);
+    assert_eq!(server.metric("oxgpt_steps_total"), 0.0);
+    server.answer(
+        PATH,
+        &json!({"model": "demo", "prompt": "a", "max_tokens": 5, "ignore_eos": true}),
+    );
+    // The prompt gives the first token.
+    until("all steps are counted", || server.metric("oxgpt_steps_total") == 5.0);
+    let all = server.metric("oxgpt_step_seconds_total");
+    let device = server.metric("oxgpt_device_seconds_total");
+    assert!(0.0 < device && device < all, "{device} of {all}");
+}
+
+#[test]
 fn what_cannot_be_served_ends_the_program_with_the_reason() {
     let message = error(oxgpt().args(["serve", "--port", "0", "-m", "no/such/model/file"]), 1);
     assert!(message.contains("no such file"), "{message}");

@@ -4,6 +4,7 @@ mod embedding;
 mod error;
 mod memory;
 mod options;
+mod timed;
 
 pub use self::embedding::{Embedding, Pooling};
 pub use self::error::EngineError;
@@ -12,6 +13,7 @@ pub use self::options::{Device, EngineOptions};
 pub use crate::scheduler::PrefixSharing;
 
 use self::memory::{Planned, plan};
+use self::timed::Timed;
 use crate::backend::cpu::Cpu;
 use crate::backend::cpu::cores::physical_cores;
 use crate::backend::cuda::{self, Cuda, CudaPlan};
@@ -43,7 +45,7 @@ pub struct HeldSequence {
 
 /// A loaded model and the requests that it works on.
 pub struct Engine {
-    executor: Box<dyn Executor>,
+    executor: Timed,
     scheduler: Scheduler,
     kv: KvPools,
     groups: usize,
@@ -129,7 +131,7 @@ impl Engine {
         let mut scheduler = Scheduler::new(sequences, limits.rows, options.sharing);
         scheduler.speculate(options.speculation);
         Ok(Engine {
-            executor,
+            executor: Timed::new(executor),
             scheduler,
             groups: groups.len(),
             kv: KvPools::new(groups, limits.rows),
@@ -218,6 +220,12 @@ impl Engine {
     /// How many times a sequence had to give up its keys and values to others, to be computed once more later.
     pub fn preemptions(&self) -> u64 {
         self.scheduler.preemptions()
+    }
+
+    /// Seconds so far in which the device, or the CPU in its place, was given work or waited for. What else a step takes is the
+    /// host's: planning, looking for prefixes, handing out tokens.
+    pub fn device_seconds(&self) -> f64 {
+        self.executor.seconds
     }
 
     /// What became of drafts so far.

@@ -2,6 +2,7 @@
 
 use super::{Engine, EngineError, HeldSequence, SCORE_ROWS};
 use crate::batch::{Batch, Logits};
+use crate::model::executor::Executor;
 use crate::sequence::SequenceId;
 
 /// How the hidden states of a text's tokens become one vector.
