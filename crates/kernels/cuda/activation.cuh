@@ -12,7 +12,8 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 __device__ __forceinline__ float activation(float x, int kind) {
     switch (kind) {
         case GELU_ERF: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-        case GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        // (1 + tanh(y)) / 2 = sigmoid(2 y), which loses nothing where they are small, and takes fewer instructions.
+        case GELU_TANH: return x * sigmoid(1.59576912160573072f * (x + 0.044715f * x * x * x));
         case GELU_SIGMOID: return x * sigmoid(1.702f * x);
         case RELU: return fmaxf(x, 0.0f);
         case SILU: return x * sigmoid(x);

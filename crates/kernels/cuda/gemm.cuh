@@ -47,6 +47,8 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
     static constexpr bool FEW = ROOM <= GEMM_FEW_TOKENS;
     // Matrices that a thread's two rows are of.
     static constexpr int MATRICES = PAIRS ? 2 : 1;
+    // Outputs that a lane gets in the end, where tokens are many.
+    static constexpr int EACH = GEMM_OUTPUTS / WARP;
     using H = HalvesOf<TYPE>;
     // How many groups of weights are on their way: few tokens take less time, and leave more registers. None, where the weights of
     // one take too many.
@@ -66,16 +68,19 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     static constexpr bool ASYNC = N > GEMM_SYNC_TOKENS;
+    // Many tokens, whose sums the ring has room for.
+    static constexpr int SHARED_TOKENS = N;
     static constexpr int stages = FEW ? GEMM_FEW_STAGES * GEMM_FEW_TOKENS / ROOM : GEMM_MOST_STAGES;
 #else
     static constexpr bool ASYNC = false;
+    static constexpr int SHARED_TOKENS = N < 64 ? N : 64;
     int stages = FEW ? p.stages * GEMM_FEW_TOKENS / ROOM : p.stages;
 #endif
 
     __device__ GemmWarp(const GemmParams& p, const GemmTile& tile, float* scales, int* places, uint32_t ring, uint32_t full, uint32_t empty)
         : p(p), tile(tile), scales(scales), places(places), ring(ring), full(full), empty(empty) {
         int groups = (p.cols + 127) / 128, each = (groups + p.splits - 1) / p.splits;
-        begin = FEW ? blockIdx.z * each : 0, end = FEW ? min(begin + each, groups) : groups;
+        begin = blockIdx.z * each, end = min(begin + each, groups);
     }
 
     __device__ const GemmPart& part(int i) const { return p.parts[PAIRS ? i : tile.part]; }
@@ -158,8 +163,8 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
         finish();
         if (has_token) scales[threadIdx.x] = scale_of_token, places[threadIdx.x] = place_of_token;
         __syncthreads();
-        if (FEW && p.splits > 1) add_splits();
-        store(unfactor);
+        if constexpr (FEW) store_few(unfactor);
+        else store_many(unfactor[0]);
     }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -278,8 +283,8 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
         }
     }
 
-    // Of every eight tokens, one block of the cluster gets the sums of all. Without clusters there is one split.
-    __device__ bool is_mine(int n) const { return !FEW || n % p.splits == (int)blockIdx.z; }
+    // Of every eight of few tokens, one block of the cluster gets the sums of all. Without clusters there is one split.
+    __device__ bool is_mine(int n) const { return n % p.splits == (int)blockIdx.z; }
     __device__ void add_splits() {
 #if __CUDA_ARCH__ >= 900
         // Nobody reads the ring any more, and nothing is on its way there.
@@ -293,7 +298,8 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
             if (!is_mine(n)) continue;
             float4 sum = {};
             for (int split = 0; split < p.splits; split++) {
-                float4 v = load_shared_of(ring + (n * GEMM_THREADS + threadIdx.x) * 16, split);
+                float4 v;
+                load_shared_of(v, ring + (n * GEMM_THREADS + threadIdx.x) * 16, split);
                 sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
             }
             acc[4 * n] = sum.x, acc[4 * n + 1] = sum.y, acc[4 * n + 2] = sum.z, acc[4 * n + 3] = sum.w;
@@ -303,7 +309,9 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
 #endif
     }
 
-    __device__ void store(const float (&unfactor)[MATRICES]) {
+    // Ends the sums of few tokens where they are, in registers, all at once.
+    __device__ void store_few(const float (&unfactor)[MATRICES]) {
+        if (p.splits > 1) add_splits();
         float bias[2];
         bool there[2];
 #pragma unroll
@@ -364,6 +372,107 @@ template <int TYPE, int N, int ROOM, bool PAIRS> struct GemmWarp {
                 }
             }
         }
+    }
+
+    // Where a sum of this block lies in the ring once nobody reads tokens there any more: the lanes of a fragment meet different banks.
+    __device__ uint32_t sum_at(int token, int column) const { return ring + 4 * (token * (GEMM_OUTPUTS + 4) + column); }
+    // Brings sums to where all threads, and all blocks of a cluster, see them; `first` is known to the compiler.
+    __device__ void share(int first) {
+#pragma unroll
+        for (int n = 0; n < SHARED_TOKENS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int column = warp * 16 + lane / 4 + 8 * (i / 2);
+                store_shared(sum_at(8 * n + lane % 4 * 2 + i % 2, column), acc[4 * (first / 8 + n) + i]);
+            }
+        }
+    }
+    __device__ void meet() {
+#if __CUDA_ARCH__ >= 900
+        if (p.splits > 1) {
+            cluster_barrier();
+            return;
+        }
+#endif
+        __syncthreads();
+    }
+    __device__ float sum_of(uint32_t at, int split) const {
+#if __CUDA_ARCH__ >= 900
+        float v;
+        if (p.splits > 1) {
+            load_shared_of(v, at, split);
+            return v;
+        }
+#endif
+        return load_shared(at);
+    }
+    // Whether there is an output for the lane in each 32 of the block's.
+    __device__ bool is_output(int e) const { return tile.row + lane + WARP * e < part(0).rows; }
+    // Calls end(v, to, is_real) for the shared tokens that are this block's: v has results of this lane, which belong to `to` and
+    // every 32nd place after it. A warp has a token to itself; AT_ONCE of its tokens are looked at together.
+    template <int AT_ONCE, class End> __device__ void for_results(int first, float unfactor, End&& end) {
+        const GemmPart& q = part(0);
+        float bias[EACH];
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            bias[e] = q.bias && is_output(e) ? q.bias[tile.expert * q.matrix_rows + q.first_row + tile.row + lane + WARP * e] : 0.0f;
+        }
+        int count = min(SHARED_TOKENS, tile.tokens - first), step = GEMM_THREADS / WARP * p.splits;
+        for (int t = warp * p.splits + blockIdx.z; t < count; t += AT_ONCE * step) {
+            float v[AT_ONCE][EACH] = {};
+            for (int split = 0; split < p.splits; split++) {
+#pragma unroll
+                for (int a = 0; a < AT_ONCE; a++) {
+#pragma unroll
+                    for (int e = 0; e < EACH; e++) v[a][e] += sum_of(sum_at(min(t + a * step, count - 1), lane + WARP * e), split);
+                }
+            }
+            float* to[AT_ONCE];
+#pragma unroll
+            for (int a = 0; a < AT_ONCE; a++) {
+                int token = first + min(t + a * step, count - 1);
+                to[a] = p.out + (int64_t)places[token] * p.out_stride + q.start + tile.row + lane;
+#pragma unroll
+                for (int e = 0; e < EACH; e++) v[a][e] = __fmaf_rn(v[a][e], scales[token] * unfactor, bias[e]);
+            }
+            end(v, to, [&](int a, int e) { return t + a * step < count && is_output(e); });
+        }
+    }
+    // Ends the sums of many tokens by way of the ring, with the same few instructions for each: unrolled for all of them, they do not
+    // fit into the cache for instructions.
+    __device__ void store_many(float unfactor) {
+#pragma unroll
+        for (int first = 0; first < N; first += SHARED_TOKENS) {
+            if (first > 0) meet();
+            share(first);
+            meet();
+            if (p.ending == GEMM_ACTIVATE) {
+                for_results<1>(first, unfactor, [&](auto& v, float** to, auto&& is_real) {
+#pragma unroll
+                    for (int e = 0; e < EACH; e++) {
+                        if (is_real(0, e)) to[0][WARP * e] = activation(v[0][e], p.activation);
+                    }
+                });
+            } else {
+                // What is added to is waited for once for several tokens.
+                constexpr int AT_ONCE = 4;
+                for_results<AT_ONCE>(first, unfactor, [&](auto& v, float** to, auto&& is_real) {
+                    float old[AT_ONCE][EACH] = {};
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE * EACH; i++) {
+                        int a = i / EACH, e = i % EACH;
+                        if (p.ending == GEMM_ADD && is_real(a, e)) old[a][e] = __ldcg(to[a] + WARP * e);
+                    }
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE * EACH; i++) {
+                        int a = i / EACH, e = i % EACH;
+                        if (is_real(a, e)) to[a][WARP * e] = p.ending == GEMM_ADD ? v[a][e] + old[a][e] : v[a][e];
+                    }
+                });
+            }
+        }
+        // What others read stays until they have it.
+        if (p.splits > 1) meet();
     }
 };
 

@@ -132,7 +132,7 @@ impl Bench {
             let place = Place { start: 0, stride: shape.0 };
             let seconds = self.seconds(&arena, matrices.len().min(16), |i| {
                 let outputs = [Outputs { weight: &matrices[i], bias: None }];
-                let (ending, sums) = (Ending::Store, Sums::InOrder);
+                let (ending, sums) = (Ending::Store, Sums::OfShape);
                 gemm(&self.gpu, &mut out, place, &packed, &outputs, ending, sums)
             })?;
             let what = format!("gemm {kind:?} {} x {}, {tokens} rows", shape.0, shape.1);

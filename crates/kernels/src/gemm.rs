@@ -33,6 +33,12 @@ const MOST_STAGES_FEW: usize = 12;
 const OWN_BYTES: usize = 4 << 10;
 /// The most blocks of a cluster on every device that has clusters.
 const MOST_SPLITS: usize = 8;
+/// Weights with so many tiles of outputs are always cut along K, into parts of so many groups, as long as prompts of two tiles then
+/// keep a large device busy.
+const FEW_TILES: usize = 16;
+const SHAPE_GROUPS: usize = 6;
+const SHAPE_SPLITS: usize = 4;
+const SHAPE_TILES: usize = 66;
 
 /// Shared memory that sorting may take for its counts, in words.
 const SORT_WORDS: usize = (48 << 10) / 4;
@@ -148,8 +154,23 @@ fn splits(gpu: &Gpu, blocks: usize, cols: usize) -> usize {
     let room = 2 * gpu.info().multiprocessors as usize;
     // Fewer groups than four take a block less time than to begin.
     let most = (room / blocks.max(1)).min(groups / 4).clamp(1, MOST_SPLITS);
-    // No part is empty.
+    even(groups, most)
+}
+
+/// The number of parts, up to `most`, that so many groups are cut into, none of which is empty.
+fn even(groups: usize, most: usize) -> usize {
     groups.div_ceil(groups.div_ceil(most))
+}
+
+/// In how many parts K is cut for weights of so many outputs and columns, whatever the rows: of few outputs there are few tiles, and
+/// most multiprocessors would wait.
+fn splits_of_shape(gpu: &Gpu, outputs: usize, cols: usize) -> usize {
+    let (tiles, groups) = (outputs.div_ceil(OUTPUTS), cols.div_ceil(GROUP_COLS));
+    if gpu.info().capability < (9, 0) || tiles > FEW_TILES {
+        return 1;
+    }
+    let most = (SHAPE_TILES / tiles.max(1)).min(groups / SHAPE_GROUPS);
+    even(groups, most.clamp(1, SHAPE_SPLITS))
 }
 
 /// Whether it is worth while that [`gemm`] ends in gates for so many rows, which it takes few at a time then.
@@ -160,8 +181,8 @@ pub fn can_gate(rows: usize) -> bool {
 /// Whether and how products of many rows may be cut along K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sums {
-    /// From start to end: a row has the same bits whatever is beside it.
-    InOrder,
+    /// In as many parts as the shape of the weights says: a row has the same bits whatever is beside it.
+    OfShape,
     /// In as many parts as keep the device busy, which are summed in order: a row's bits depend on how many there are.
     Parts,
 }
@@ -186,13 +207,17 @@ pub fn gemm(
     let mut params = params(out, place, x, outputs, 1, ending);
     params.out += (4 * first * place.stride) as u64;
     params.tokens = tokens as i32;
-    let output_tiles = output_tiles(&params);
-    let tile = tile_tokens(gpu, output_tiles, tokens, ending, sums);
+    // As many whether gates and ups are ended together or not.
+    let all = outputs.iter().map(|one| one.weight.rows()).sum();
+    let (output_tiles, cols) = (output_tiles(&params), params.cols as usize);
+    let of_shape = splits_of_shape(gpu, all, cols);
+    let tile = tile_tokens(gpu, of_shape * output_tiles, tokens, ending, sums);
     params.tile_tokens = tile as i32;
     let (tiles, most) = (tokens.div_ceil(tile), tokens.min(tile));
-    if sums == Sums::Parts && most <= FEW_TOKENS {
-        params.splits = splits(gpu, output_tiles * tiles, params.cols as usize) as i32;
-    }
+    params.splits = match sums {
+        Sums::Parts if most <= FEW_TOKENS => splits(gpu, output_tiles * tiles, cols),
+        Sums::OfShape | Sums::Parts => of_shape,
+    } as i32;
     launch(gpu, outputs[0].weight.kind(), tiles, most, &mut params)
 }
 

@@ -45,7 +45,7 @@ impl Cuda {
                         packed.rows(gpu, data, weight, (exact, rows), None)?;
                     }
                     let place = Place { start, stride };
-                    let sums = Sums::InOrder;
+                    let sums = Sums::OfShape;
                     oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, ending, sums)?;
                 }
                 for Outputs { weight, bias } in outputs {
@@ -74,7 +74,7 @@ impl Cuda {
             }
             packed.rows(gpu, data, weight, (0, x.rows), None)?;
             let outputs = [Outputs { weight, bias: None }];
-            oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, Ending::Store, Sums::InOrder)
+            oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, Ending::Store, Sums::OfShape)
         });
     }
 }

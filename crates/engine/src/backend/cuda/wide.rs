@@ -210,7 +210,7 @@ impl Cuda {
             if x.rows > *generated {
                 packed.rows(gpu, data, outputs[0].weight, (*generated, x.rows), norm)?;
                 let ending = Ending::Store;
-                oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, ending, Sums::InOrder)?;
+                oxgpt_kernels::gemm(gpu, out, place, packed, &outputs, ending, Sums::OfShape)?;
             }
             Ok(())
         });
@@ -230,7 +230,7 @@ impl Cuda {
             let all: usize = linears.iter().map(|linear| outputs(linear).weight.rows()).sum();
             let gated = matches!(ending, Ending::Gated(_));
             out.set(x.rows, if gated { all / 2 } else { all });
-            let sums = if x.rows <= *generated { Sums::Parts } else { Sums::InOrder };
+            let sums = if x.rows <= *generated { Sums::Parts } else { Sums::OfShape };
             let stride = out.width;
             let (out, data) = (present_mut(&mut out.data), present(&x.data));
             let mut start = 0;
