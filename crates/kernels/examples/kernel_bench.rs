@@ -9,8 +9,8 @@ use oxgpt_engine::format::DType;
 use oxgpt_engine::quant;
 use oxgpt_kernels::{
     Arena, AttentionShape, BLOCK_POSITIONS, Buf, ChoiceOptions, Chooser, CudaError, Ending, Gpu,
-    KvElement, KvPool, Matrix, Outputs, Packed, PackedRoom, Place, Positions, Sums, Uploader,
-    WeightType, attend, attend_prompt, gemm, partial_elements, product, read_bandwidth,
+    KvElement, KvPool, Matrix, Outputs, Packed, PackedRoom, Partials, PartialsRoom, Place,
+    Positions, Sums, Uploader, WeightType, attend, attend_prompt, gemm, product, read_bandwidth,
 };
 use std::time::Instant;
 
@@ -188,8 +188,9 @@ impl Bench {
         let qkv = Buf::from_slice(&self.gpu, &self.random.normals(sequences * width))?;
         let mut out = Buf::new(&self.gpu, sequences * shape.heads * shape.head_dim)?;
         let multiprocessors = self.gpu.info().multiprocessors as usize;
-        let partials = partial_elements(multiprocessors, shape, sequences, context);
-        let mut partials = Buf::new(&self.gpu, partials)?;
+        let (room, kind) = (PartialsRoom::default(), (shape, KvElement::F16));
+        let room = room.with(multiprocessors, kind, sequences, context);
+        let mut partials = Partials::new(&mut Arena::new(&self.gpu, room.bytes())?, room)?;
         let numbers = |count: usize, step: usize| -> Result<Buf<u32>> {
             let numbers: Vec<u32> = (0..count).map(|i| (i * step) as u32).collect();
             Buf::from_slice(&self.gpu, &numbers)

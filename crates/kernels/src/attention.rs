@@ -1,37 +1,25 @@
-//! Keys and values in blocks, and attention over them.
+//! Attention of generated tokens over keys and values in blocks.
+//!
+//! There are two kinds of kernels: `attend_tensor` on the tensor cores, for keys and values in halves and heads of up to 128
+//! dimensions, and `attend` for the others. A shape of heads always takes the same one.
 
 use crate::driver::Gpu;
 use crate::error::CudaError;
+use crate::kv::{BLOCK_POSITIONS, KvElement, KvPool};
 use crate::memory::{Arena, Buf};
-use crate::params::{AppendParams, AttendParams};
+use crate::params::{AttendParams, AttendTensorParams};
 
-/// Positions of a block of keys and values.
-pub const BLOCK_POSITIONS: usize = 32;
-
-/// Positions of a split, which is what one block of threads computes.
+/// Positions of a split of a context, which `attend` has a block of threads for where splits are worth it.
 const SPLIT: usize = 256;
 
-/// Dimensions of the widest head that the kernels take.
-pub const MAX_HEAD_DIM: usize = 256;
+/// The same for `attend_tensor`: short splits at first, then longer ones, and how many are merged before they are merged with others.
+const SHORT_CHUNK: usize = 512;
+const SHORT_CHUNKS: usize = 8;
+const LONG_CHUNK: usize = 1024;
+const SPAN: usize = 8;
 
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvElement {
-    /// Exactly as they are computed.
-    F32,
-    /// In half of the memory.
-    F16,
-}
-
-impl KvElement {
-    /// Bytes of one.
-    pub fn bytes(self) -> usize {
-        match self {
-            KvElement::F32 => 4,
-            KvElement::F16 => 2,
-        }
-    }
-}
+/// Query heads that a block of `attend_tensor` takes.
+const TENSOR_HEADS: usize = 8;
 
 /// What heads compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,77 +49,6 @@ impl AttentionShape {
     }
 }
 
-/// The keys and values of one layer.
-pub struct KvPool {
-    element: KvElement,
-    /// Elements of one block over all heads.
-    block: usize,
-    blocks: usize,
-    keys: Buf<u8>,
-    values: Buf<u8>,
-}
-
-impl KvPool {
-    /// Bytes that the keys of a pool take, and its values again.
-    fn plane_bytes(blocks: usize, shape: &AttentionShape, element: KvElement) -> usize {
-        blocks * shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim() * element.bytes()
-    }
-
-    /// Bytes that a pool takes up in an arena.
-    pub fn bytes(blocks: usize, shape: &AttentionShape, element: KvElement) -> u64 {
-        2 * Arena::padded(Self::plane_bytes(blocks, shape, element) as u64)
-    }
-
-    /// Room for `blocks` blocks.
-    ///
-    /// # Errors
-    /// When the arena is full.
-    pub fn new(
-        arena: &mut Arena,
-        blocks: usize,
-        shape: &AttentionShape,
-        element: KvElement,
-    ) -> Result<Self, CudaError> {
-        assert!(shape.head_dim <= MAX_HEAD_DIM, "heads of {}", shape.head_dim);
-        let bytes = Self::plane_bytes(blocks, shape, element);
-        Ok(KvPool {
-            element,
-            block: shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim(),
-            blocks,
-            keys: arena.buffer(bytes)?,
-            values: arena.buffer(bytes)?,
-        })
-    }
-
-    /// Sets every byte of keys and values.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn fill_bytes(&mut self, byte: u8) -> Result<(), CudaError> {
-        self.keys.fill_bytes(byte)?;
-        self.values.fill_bytes(byte)
-    }
-
-    /// Blocks.
-    pub fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    pub(crate) fn element(&self) -> KvElement {
-        self.element
-    }
-
-    /// Where keys and values start.
-    pub(crate) fn addresses(&self) -> (u64, u64) {
-        (self.keys.address(), self.values.address())
-    }
-
-    pub(crate) fn check(&self, shape: &AttentionShape) {
-        assert_eq!(self.block, shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim());
-        assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
-    }
-}
-
 /// Where the rows of a batch are, on the device. The caller checked on the host that every table has a block of the pool for
 /// every position that is written or seen.
 #[derive(Clone, Copy)]
@@ -148,42 +65,6 @@ pub struct Positions<'a> {
     pub rows: usize,
     /// The largest position, or anything above it.
     pub last: usize,
-}
-
-/// Stores the keys and values of `qkv`, which is (rows, queries, keys, values), in the pool.
-///
-/// # Errors
-/// When the driver fails.
-pub fn append(
-    gpu: &Gpu,
-    pool: &mut KvPool,
-    qkv: &Buf<f32>,
-    at: Positions<'_>,
-    shape: &AttentionShape,
-) -> Result<(), CudaError> {
-    pool.check(shape);
-    assert!(at.rows * shape.qkv_width() <= qkv.len(), "qkv is too short");
-    assert!(at.rows <= at.positions.len() && at.rows <= at.sequences.len());
-    let params = AppendParams {
-        qkv: qkv.address(),
-        keys: pool.keys.address(),
-        values: pool.values.address(),
-        positions: at.positions.address(),
-        sequences: at.sequences.address(),
-        table_offsets: at.table_offsets.address(),
-        blocks: at.blocks.address(),
-        stride: shape.qkv_width() as i32,
-        heads: shape.heads as i32,
-        kv_heads: shape.kv_heads as i32,
-        head_dim: shape.head_dim as i32,
-        padded_dim: shape.padded_dim() as i32,
-        unused: 0,
-    };
-    let name = match pool.element {
-        KvElement::F32 => "append_f32",
-        KvElement::F16 => "append_f16",
-    };
-    gpu.launch(name, [at.rows, 1, 1], 256, 0, &params)
 }
 
 /// The kernels for one type of keys and values: with how many query heads at once and for how many dimensions, one block
@@ -247,27 +128,133 @@ macro_rules! kernels {
 const KERNELS_F32: Kernels = kernels!("f32");
 const KERNELS_F16: Kernels = kernels!("f16");
 
-/// Parts into which a context that ends at position `last` is cut.
-fn parts(last: usize) -> usize {
-    last / SPLIT + 1
+/// Which kernels a shape takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// `attend`
+    Plain,
+    /// `attend_tensor`
+    Tensor,
 }
 
-/// The most splits that a row sees.
-fn splits(shape: &AttentionShape, last: usize) -> usize {
-    let all = parts(last);
+impl Kind {
+    fn of(shape: &AttentionShape, element: KvElement) -> Self {
+        match element {
+            KvElement::F16 if shape.padded_dim() <= 128 => Kind::Tensor,
+            _ => Kind::Plain,
+        }
+    }
+
+    /// Splits of a context that ends at position `last`.
+    fn splits(self, last: usize) -> usize {
+        let short = SHORT_CHUNKS * SHORT_CHUNK;
+        match self {
+            Kind::Plain => last / SPLIT + 1,
+            Kind::Tensor if last < short => last / SHORT_CHUNK + 1,
+            Kind::Tensor => SHORT_CHUNKS + (last - short) / LONG_CHUNK + 1,
+        }
+    }
+
+    /// Whether splits are worth a block each, for as few rows that they are worth it at all.
+    fn is_long(self, shape: &AttentionShape, rows: usize, last: usize) -> bool {
+        match self {
+            Kind::Plain => plain_splits(shape, last) > 2,
+            Kind::Tensor => {
+                // A window that lies across two splits is no more work than one that does not. And some blocks are busy with a
+                // split for about as long as merging takes.
+                let seen = shape.window.map_or(last + 1, |window| window.min(last + 1));
+                let few = rows * tensor_blocks(shape) <= 32;
+                seen > if few { SHORT_CHUNK } else { LONG_CHUNK }
+            }
+        }
+    }
+
+    /// Elements of partial sums, and counters, that a row takes when its context is split.
+    fn partials(self, shape: &AttentionShape, last: usize) -> (usize, usize) {
+        let splits = self.splits(last);
+        match self {
+            Kind::Plain => (shape.heads * splits * (shape.padded_dim() + 2), 0),
+            Kind::Tensor => {
+                let spans = splits.div_ceil(SPAN);
+                let elements = shape.heads * (splits + spans) * (tensor_dim(shape) + 4);
+                (elements, tensor_blocks(shape) * (spans + 1))
+            }
+        }
+    }
+}
+
+/// The most splits of `attend` that a row sees.
+fn plain_splits(shape: &AttentionShape, last: usize) -> usize {
+    let all = Kind::Plain.splits(last);
     shape.window.map_or(all, |window| all.min(window.div_ceil(SPLIT) + 1))
 }
 
-/// Elements of the partial sums that [`attend`] may need for `rows` rows in contexts of up to `context` positions, on a device of so
-/// many multiprocessors. More rows than that take no partial sums.
-pub fn partial_elements(
-    multiprocessors: usize,
-    shape: &AttentionShape,
-    rows: usize,
-    context: usize,
-) -> usize {
-    let rows = rows.min(rows_worth_splitting(multiprocessors, shape));
-    rows * shape.heads * context.div_ceil(SPLIT) * (shape.padded_dim() + 2)
+/// Dimensions of the kernel of `attend_tensor` that takes a shape.
+fn tensor_dim(shape: &AttentionShape) -> usize {
+    if shape.padded_dim() <= 64 { 64 } else { 128 }
+}
+
+/// Blocks of threads that `attend_tensor` has for a row, or for a split of one.
+fn tensor_blocks(shape: &AttentionShape) -> usize {
+    shape.kv_heads * (shape.heads / shape.kv_heads).div_ceil(TENSOR_HEADS)
+}
+
+/// Scratch of [`attend`]: the results of splits, which are merged in order, and who has left one.
+pub struct Partials {
+    sums: Buf<f32>,
+    /// Zero between launches.
+    arrived: Buf<u32>,
+}
+
+/// The scratch that launches need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartialsRoom {
+    elements: usize,
+    counters: usize,
+}
+
+impl PartialsRoom {
+    /// Room for this and for `rows` rows in contexts of up to `context` positions, on a device of so many multiprocessors.
+    pub fn with(
+        self,
+        multiprocessors: usize,
+        (shape, element): (&AttentionShape, KvElement),
+        rows: usize,
+        context: usize,
+    ) -> Self {
+        let rows = rows.min(rows_worth_splitting(multiprocessors, shape));
+        let kind = Kind::of(shape, element);
+        let (elements, counters) = kind.partials(shape, context.saturating_sub(1));
+        PartialsRoom {
+            elements: self.elements.max(rows * elements),
+            counters: self.counters.max(rows * counters),
+        }
+    }
+
+    /// Bytes that it takes up in an arena.
+    pub fn bytes(self) -> u64 {
+        Arena::padded(4 * self.elements as u64) + Arena::padded(4 * self.counters as u64)
+    }
+}
+
+impl Partials {
+    /// Takes the room.
+    ///
+    /// # Errors
+    /// When the arena is full, or the driver fails.
+    pub fn new(arena: &mut Arena, room: PartialsRoom) -> Result<Self, CudaError> {
+        let (sums, mut arrived) = (arena.buffer(room.elements)?, arena.buffer(room.counters)?);
+        arrived.fill_bytes(0)?;
+        Ok(Partials { sums, arrived })
+    }
+
+    /// Sets every byte of the results.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn fill_bytes(&mut self, byte: u8) -> Result<(), CudaError> {
+        self.sums.fill_bytes(byte)
+    }
 }
 
 /// As [`Positions::last`], a few numbers with which `rows` rows of contexts of up to `context` positions can be launched, ascending:
@@ -279,8 +266,8 @@ pub fn last_positions(
     rows: usize,
     context: usize,
 ) -> Vec<usize> {
-    // Two splits are taken by one block.
-    let ends = std::iter::successors(Some(2 * SPLIT), |end| Some(2 * end));
+    // As much is taken by one block.
+    let ends = std::iter::successors(Some(SHORT_CHUNK), |end| Some(2 * end));
     let is_split = rows <= rows_worth_splitting(multiprocessors, shape);
     let ends = ends.take_while(|end| is_split && *end < context);
     ends.chain([context]).map(|end| end - 1).collect()
@@ -303,8 +290,8 @@ pub struct Turn<'a> {
 }
 
 /// Per row and head: `out = softmax(scale * q * keys.transposed()) * values`, over the positions that the row sees. `qkv` is
-/// as [`append`] left it, `out` is (rows, queries); `sinks` has a number for each query head. `partials` is scratch of
-/// [`partial_elements`]. A row's bits do not depend on the other rows.
+/// as [`append`](crate::append) left it, `out` is (rows, queries); `sinks` has a number for each query head. A row's bits do not
+/// depend on the other rows.
 ///
 /// # Errors
 /// When the driver fails.
@@ -317,12 +304,12 @@ pub fn attend(
     at: Positions<'_>,
     shape: &AttentionShape,
     sinks: Option<&Buf<f32>>,
-    partials: &mut Buf<f32>,
+    partials: &mut Partials,
 ) -> Result<(), CudaError> {
     launch(gpu, out, qkv, pool, at, shape, sinks, partials, None)
 }
 
-/// [`crate::rotate`], [`append`] and [`attend`] at once, for rows that are each of a sequence of its own. `qkv` stays as it is.
+/// [`crate::rotate`], [`crate::append`] and [`attend`] at once, for rows that are each of a sequence of its own. `qkv` stays as it is.
 ///
 /// # Errors
 /// When the driver fails.
@@ -335,7 +322,7 @@ pub fn attend_fresh(
     at: Positions<'_>,
     shape: &AttentionShape,
     sinks: Option<&Buf<f32>>,
-    partials: &mut Buf<f32>,
+    partials: &mut Partials,
     turn: Option<Turn<'_>>,
 ) -> Result<(), CudaError> {
     if let Some(turn) = turn {
@@ -354,7 +341,7 @@ fn launch(
     at: Positions<'_>,
     shape: &AttentionShape,
     sinks: Option<&Buf<f32>>,
-    partials: &mut Buf<f32>,
+    partials: &mut Partials,
     fresh: Option<Option<Turn<'_>>>,
 ) -> Result<(), CudaError> {
     let turn = fresh.flatten();
@@ -363,20 +350,79 @@ fn launch(
     assert!(at.rows * shape.heads * shape.head_dim <= out.len(), "out is too short");
     assert!(at.rows <= at.positions.len() && at.rows <= at.sequences.len());
     assert!(sinks.is_none_or(|sinks| sinks.len() >= shape.heads));
+    let kind = Kind::of(shape, pool.element());
+    // Of a context, only the last splits are in a window, but they are numbered from the start.
+    let splits = kind.splits(at.last);
+    let few = at.rows <= rows_worth_splitting(gpu.info().multiprocessors as usize, shape);
+    let is_split = few && kind.is_long(shape, at.rows, at.last);
+    if is_split {
+        let (elements, counters) = kind.partials(shape, at.last);
+        assert!(at.rows * elements <= partials.sums.len(), "partials are too short");
+        assert!(at.rows * counters <= partials.arrived.len(), "too few counters");
+    }
+    let (keys, values) = pool.addresses();
+    let params = AttendParams {
+        qkv: qkv.address(),
+        keys,
+        values,
+        positions: at.positions.address(),
+        sequences: at.sequences.address(),
+        table_offsets: at.table_offsets.address(),
+        blocks: at.blocks.address(),
+        sinks: sinks.map_or(0, Buf::address),
+        out: out.address(),
+        partials: partials.sums.address(),
+        qkv_stride: shape.qkv_width() as i32,
+        out_stride: (shape.heads * shape.head_dim) as i32,
+        heads: shape.heads as i32,
+        kv_heads: shape.kv_heads as i32,
+        head_dim: shape.head_dim as i32,
+        padded_dim: shape.padded_dim() as i32,
+        scale: shape.scale,
+        soft_cap: shape.soft_cap.unwrap_or(0.0),
+        // A window beyond the context hides nothing.
+        window: shape.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
+        splits: splits as i32,
+        rotations: turn.map_or(0, |turn| turn.rotations.address()),
+        pairs: turn.map_or(0, |turn| turn.pairs as i32),
+        interleaved: turn.is_some_and(|turn| turn.interleaved).into(),
+        fresh: fresh.is_some().into(),
+        unused: 0,
+    };
+    match kind {
+        Kind::Plain => launch_plain(gpu, pool.element(), shape, at, is_split, &params),
+        Kind::Tensor => {
+            let (whole, split) = match (tensor_dim(shape), shape.padded_dim()) {
+                (64, 64) => ("attend_tensor_64", "attend_tensor_64_split"),
+                (64, _) => ("attend_tensor_64_padded", "attend_tensor_64_padded_split"),
+                (_, 128) => ("attend_tensor_128", "attend_tensor_128_split"),
+                _ => ("attend_tensor_128_padded", "attend_tensor_128_padded_split"),
+            };
+            let (name, depth) = if is_split { (split, splits) } else { (whole, 1) };
+            let params = AttendTensorParams { attend: params, arrived: partials.arrived.address() };
+            gpu.launch_early(name, [at.rows, tensor_blocks(shape), depth], 256, 0, &params)
+        }
+    }
+}
+
+fn launch_plain(
+    gpu: &Gpu,
+    element: KvElement,
+    shape: &AttentionShape,
+    at: Positions<'_>,
+    is_split: bool,
+    params: &AttendParams,
+) -> Result<(), CudaError> {
     let (group, dim) = (shape.heads / shape.kv_heads, shape.padded_dim());
-    let kernels = match pool.element {
+    let kernels = match element {
         KvElement::F32 => &KERNELS_F32,
         KvElement::F16 => &KERNELS_F16,
     };
     let fitting = || kernels.iter().filter(|(_, most, ..)| dim <= *most);
-    // Of a context, only the last splits are in a window, but they are numbered from the start.
-    let all = parts(at.last);
-    let few = at.rows <= rows_worth_splitting(gpu.info().multiprocessors as usize, shape);
-    let with_partials = few && splits(shape, at.last) > 2;
     // Blocks with fewer heads are through sooner, so as long as multiprocessors are idle, heads get blocks of their own; beyond
     // that, those that share keys and values share what is read. The least dimensions come first.
-    let side_by_side =
-        at.rows * shape.kv_heads * if with_partials { splits(shape, at.last) } else { 1 };
+    let visible = if is_split { plain_splits(shape, at.last) } else { 1 };
+    let side_by_side = at.rows * shape.kv_heads * visible;
     let fills =
         |heads: usize| side_by_side * group.div_ceil(heads) >= gpu.info().multiprocessors as usize;
     let useful = fitting().map(|(heads, ..)| *heads).filter(|heads| *heads < 2 * group);
@@ -385,45 +431,14 @@ fn launch(
         .filter(|(heads, ..)| Some(*heads) == widest)
         .min_by_key(|(_, most, ..)| *most)
         .expect("heads are no wider than the pool allows");
-    if with_partials {
-        let needed = at.rows * shape.heads * all * (dim + 2);
-        assert!(needed <= partials.len(), "partials are too short");
-    }
-    let params = AttendParams {
-        qkv: qkv.address(),
-        keys: pool.keys.address(),
-        values: pool.values.address(),
-        positions: at.positions.address(),
-        sequences: at.sequences.address(),
-        table_offsets: at.table_offsets.address(),
-        blocks: at.blocks.address(),
-        sinks: sinks.map_or(0, Buf::address),
-        out: out.address(),
-        partials: partials.address(),
-        qkv_stride: shape.qkv_width() as i32,
-        out_stride: (shape.heads * shape.head_dim) as i32,
-        heads: shape.heads as i32,
-        kv_heads: shape.kv_heads as i32,
-        head_dim: shape.head_dim as i32,
-        padded_dim: dim as i32,
-        scale: shape.scale,
-        soft_cap: shape.soft_cap.unwrap_or(0.0),
-        // A window beyond the context hides nothing.
-        window: shape.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
-        splits: all as i32,
-        rotations: turn.map_or(0, |turn| turn.rotations.address()),
-        pairs: turn.map_or(0, |turn| turn.pairs as i32),
-        interleaved: turn.is_some_and(|turn| turn.interleaved).into(),
-        fresh: fresh.is_some().into(),
-        unused: 0,
-    };
     let warps = SPLIT / BLOCK_POSITIONS;
     let shared = 4 * (heads * dim + warps * heads * (BLOCK_POSITIONS + dim + 2));
     let blocks = shape.kv_heads * group.div_ceil(heads);
-    if with_partials {
-        gpu.launch_early(split, [at.rows, blocks, all], 256, shared, &params)?;
-        gpu.launch_early("attend_merge", [at.rows, shape.heads, 1], 128, 0, &params)
+    if is_split {
+        let splits = Kind::Plain.splits(at.last);
+        gpu.launch_early(split, [at.rows, blocks, splits], 256, shared, params)?;
+        gpu.launch_early("attend_merge", [at.rows, shape.heads, 1], 128, 0, params)
     } else {
-        gpu.launch_early(whole, [at.rows, blocks, 1], 256, shared, &params)
+        gpu.launch_early(whole, [at.rows, blocks, 1], 256, shared, params)
     }
 }

@@ -3,9 +3,10 @@
 //! Queries and the weights of values are rounded to halves (11 significant bits). A row has the same bits whatever rows are beside
 //! it, but other bits than [`crate::attend`] gives.
 
-use crate::attention::{AttentionShape, KvElement, KvPool, Positions};
+use crate::attention::{AttentionShape, Positions};
 use crate::driver::Gpu;
 use crate::error::CudaError;
+use crate::kv::{KvElement, KvPool};
 use crate::memory::Buf;
 use crate::params::AttendPromptParams;
 

@@ -14,6 +14,7 @@ mod embed;
 mod error;
 mod gemm;
 mod images;
+mod kv;
 mod memory;
 mod moe;
 mod norm;
@@ -28,8 +29,7 @@ mod weights;
 
 pub use activate::{Activation, Gated, activate, activate_gated};
 pub use attention::{
-    AttentionShape, BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, Positions, Turn, append,
-    attend, attend_fresh, last_positions, partial_elements,
+    AttentionShape, Partials, PartialsRoom, Positions, Turn, attend, attend_fresh, last_positions,
 };
 pub use attention_prompt::attend_prompt;
 pub use bandwidth::read_bandwidth;
@@ -43,6 +43,7 @@ pub use gemm::{
     sorted_words,
 };
 pub use images::{BUILT, Built};
+pub use kv::{BLOCK_POSITIONS, KvElement, KvPool, MAX_HEAD_DIM, append};
 pub use memory::{Arena, Buf, Element, Landing};
 pub use moe::{RoutesOut, Routing, combine, group_slots, group_words, route};
 pub use norm::{Norm, norm};

@@ -15,7 +15,8 @@ macro_rules! params {
 
         const _: () = assert!(size_of::<$name>() == $bytes);
 
-        // SAFETY: `repr(C)`, and the fields are those of the structure in `cuda/params.cuh` in their order.
+        // SAFETY: `repr(C)`, and the fields are those of the structure in `cuda/params.cuh`, or of the kernel that has one
+        // to itself, in their order.
         unsafe impl Params for $name {}
     )* };
 }
@@ -257,6 +258,10 @@ params! {
         interleaved: i32,
         fresh: i32,
         unused: i32,
+    }
+    AttendTensorParams, 152 {
+        attend: AttendParams,
+        arrived: u64,
     }
     AttendPromptParams, 120 {
         qkv: u64,

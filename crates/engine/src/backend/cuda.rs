@@ -33,7 +33,7 @@ use batch::DeviceBatch;
 use device::open;
 use oxgpt_kernels::{
     Arena, Buf, Chooser, CudaError, Gated, Gpu, KvElement, KvPool, Landing, Matrix, Packed,
-    Positions, Routing, Uploader,
+    Partials, Positions, Routing, Uploader,
 };
 use passes::{Passes, Rehearsal};
 use routes::RoutesMemory;
@@ -57,7 +57,7 @@ pub struct Cuda {
     landing: Landing,
     chooser: Chooser,
     /// Of attention over contexts that are split.
-    partials: Buf<f32>,
+    partials: Partials,
     /// Rows of prompts on their way into a product.
     packed: Packed,
     /// Of a routed model, and the width that its experts give back.
@@ -172,7 +172,7 @@ impl Cuda {
             lasts.max_by_key(Vec::len).unwrap_or_default()
         });
         let batch = DeviceBatch::new(&gpu, &mut arena, &plan.batch)?;
-        let partials = arena.buffer(plan.partials)?;
+        let partials = Partials::new(&mut arena, plan.partials)?;
         let packed = Packed::new(&mut arena, plan.packed)?;
         let landing = Landing::new(&gpu)?;
         let chooser = Chooser::new(&gpu, &mut arena, plan.choices, decoder.head.rows)?;

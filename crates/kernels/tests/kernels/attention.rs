@@ -2,8 +2,8 @@
 
 use crate::common::{Random, assert_near, bits, distance, gpu, run};
 use oxgpt_kernels::{
-    Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Positions, Rope, Turn,
-    append, attend, attend_fresh, attend_prompt, partial_elements, rotate, rotations,
+    Arena, AttentionShape, BLOCK_POSITIONS, Buf, Gpu, KvElement, KvPool, Partials, PartialsRoom,
+    Positions, Rope, Turn, append, attend, attend_fresh, attend_prompt, rotate, rotations,
 };
 
 /// Rotary positions, as the tests have them.
@@ -213,13 +213,14 @@ impl Case {
             if wanted {
                 // Launches for longer contexts than there are must not change a bit.
                 let longer = Positions { last: 3 * last + 700, ..at };
-                let partials = partial_elements(
+                let room = PartialsRoom::default().with(
                     gpu.info().multiprocessors as usize,
-                    shape,
+                    (shape, element),
                     rows.len(),
                     longer.last + 1,
                 );
-                let mut partials = Buf::new(gpu, partials).unwrap();
+                let mut room_arena = Arena::new(gpu, room.bytes()).unwrap();
+                let mut partials = Partials::new(&mut room_arena, room).unwrap();
                 partials.fill_bytes(0xFF).unwrap();
                 let len = rows.len() * shape.heads * shape.head_dim;
                 result = run(gpu, len, None, |out| match prompt {
@@ -363,6 +364,49 @@ fn a_row_has_the_same_bits_in_every_batch() {
         let last = &together[together.len() - alone.len()..];
         assert_eq!(bits(last), bits(&alone), "window {window:?}, sinks {with_sinks}");
         assert_near(&together, &case.expected(), 2e-6, "300 rows");
+    }
+}
+
+/// What was merged is merged with more of that.
+#[test]
+fn a_long_context_has_the_same_bits_in_every_batch() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(46);
+    for (heads, kv_heads, dim, window) in
+        [(8, 1, 64, None), (8, 1, 64, Some(3000)), (3, 1, 128, None), (9, 1, 72, Some(4200))]
+    {
+        let shape = AttentionShape { window, ..shape(heads, kv_heads, dim) };
+        let mut case = Case::new(shape, &[4700], &[1], &mut random);
+        let alone = case.found(&gpu, KvElement::F16, &mut random);
+        let what = format!("{heads} heads of {dim}, window {window:?}");
+        assert_near(&alone, &case.expected(), 2e-6, &what);
+        // More rows than are worth splitting, on any device that there is.
+        case.new = vec![700];
+        let together = case.found(&gpu, KvElement::F16, &mut random);
+        assert_eq!(bits(&together[together.len() - alone.len()..]), bits(&alone), "{what}");
+    }
+}
+
+/// Queries become halves only after they were scaled, head by head.
+#[test]
+fn large_and_small_queries() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(47);
+    for dim in [64, 128] {
+        let mut case = Case::new(shape(8, 2, dim), &[300, 40], &[1, 1], &mut random);
+        case.shape.scale = 1.0;
+        let (width, query) = (case.width(), 8 * dim);
+        for rows in &mut case.qkv {
+            for row in rows.chunks_mut(width) {
+                for (head, x) in row[..query].chunks_mut(dim).enumerate() {
+                    let factor = [1e6, 1e-9, 1.0, 0.0, 3e20, 1e-30, 1e-3, 70_000.0][head];
+                    x.iter_mut().for_each(|x| *x *= factor);
+                }
+            }
+        }
+        // A softmax of large scores is the value of one key, or all but one.
+        let found = case.found(&gpu, KvElement::F16, &mut random);
+        assert_near(&found, &case.expected(), 2e-6, &format!("{dim} wide"));
     }
 }
 

@@ -13,7 +13,9 @@ use crate::model::forward::workspace;
 use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
 use crate::speculation::MOST_ROWS;
-use oxgpt_kernels::{Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, Routing, Uploader};
+use oxgpt_kernels::{
+    Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, PartialsRoom, Routing, Uploader,
+};
 
 /// Those of an H100; other cards differ by little, and so does what depends on it.
 const MULTIPROCESSORS: usize = 132;
@@ -28,8 +30,8 @@ pub struct CudaPlan {
     /// Bytes of everything else.
     pub workspace: u64,
     pub(super) batch: BatchRoom,
-    /// Elements of partial sums of attention.
-    pub(super) partials: usize,
+    /// Partial sums of attention.
+    pub(super) partials: PartialsRoom,
     /// Rows of prompts on their way into a product.
     pub(super) packed: PackedRoom,
     /// The most experts, and the most chosen, of any layer.
@@ -92,12 +94,9 @@ impl CudaPlan {
             table_blocks: vec![table_blocks; groups.len()],
             vocab_size: decoder.embedding.vocab_size,
         };
-        let partials = shapes()
-            .map(|shape| {
-                oxgpt_kernels::partial_elements(multiprocessors, &shape, limits.rows, context)
-            })
-            .max()
-            .unwrap_or(0);
+        let partials = shapes().fold(PartialsRoom::default(), |room, shape| {
+            room.with(multiprocessors, (&shape, KV_ELEMENT), limits.rows, context)
+        });
         let routers = decoder.layers.iter().filter_map(|layer| layer.feed_forward.router.as_ref());
         // One room for the routes of all layers.
         let routing = routers.fold(None, |most: Option<Routing>, router| {
@@ -111,7 +110,6 @@ impl CudaPlan {
         });
         let packed = packed_room(decoder, &routing, limits.rows);
         let mut buffers: Vec<usize> = batch.buffers();
-        buffers.push(partials);
         if let Some(routing) = &routing {
             let slots = limits.rows * routing.top_k;
             let groups = oxgpt_kernels::group_words(routing, limits.rows);
@@ -121,7 +119,7 @@ impl CudaPlan {
         let activations = workspace(decoder, limits.rows, limits.logit_rows);
         buffers.extend(activations.into_iter().map(|(rows, width)| rows * width));
         let choices = sequences.max(MOST_ROWS);
-        let others = packed.bytes() + Chooser::bytes(choices, decoder.head.rows);
+        let others = packed.bytes() + partials.bytes() + Chooser::bytes(choices, decoder.head.rows);
         let workspace = buffers.into_iter().map(floats).fold(others, u64::saturating_add);
         let weights = weights.bytes;
         Ok(CudaPlan {
