@@ -108,6 +108,24 @@ __device__ __forceinline__ Span span_at(const RingShared<TOKENS>& shared, const 
     return {begin, min(work.count, begin + left), first, words[0], words[1], words + 2};
 }
 
+// The first tile of a block's share of all groups' tiles. How long one takes depends on its tokens: a few come while its weights do.
+template <int TOKENS> __device__ __forceinline__ int share_begins(const RingShared<TOKENS>& shared, int n_groups, int tiles, int block) {
+    auto cost = [&](int group) {
+        int tokens = shared.groups[group * GROUP_WORDS + 1];
+        return tokens == 0 ? 0 : tokens <= 2 ? 2 : tokens <= 4 ? 3 : 6;
+    };
+    int all = 0;
+    for (int group = 0; group < n_groups; group++) all += cost(group);
+    int at = (int)((int64_t)all * tiles * block / gridDim.x), begins = 0;
+    for (int group = 0; group < n_groups; group++) {
+        int of_group = cost(group);
+        if (of_group == 0) break;
+        if (at <= of_group * tiles) return begins + (at + of_group - 1) / of_group;
+        at -= of_group * tiles, begins += tiles;
+    }
+    return begins;
+}
+
 // Fetches the tiles of a block, piece by piece; by one warp.
 template <int TYPE, int TOKENS, int ROWS, bool COMBINED>
 __device__ __forceinline__ void fetch_tiles(
@@ -489,10 +507,8 @@ template <int TYPE, int TOKENS, int ROWS, bool COMBINED> __device__ __forceinlin
             // Those that have slots come first. Each block takes its share of all their tiles.
             for (int i = threadIdx.x; i < p.n_groups * GROUP_WORDS; i += RING_THREADS) shared.groups[i] = __ldcg(p.groups + i);
             __syncthreads();
-            int groups = 0;
-            while (groups < p.n_groups && shared.groups[groups * GROUP_WORDS + 1] > 0) groups++;
-            int all = groups * tiles, begin = (int)((int64_t)all * blockIdx.x / gridDim.x);
-            work = {begin, 1, (int)((int64_t)all * (blockIdx.x + 1) / gridDim.x) - begin};
+            int begin = share_begins(shared, p.n_groups, tiles, blockIdx.x), end = share_begins(shared, p.n_groups, tiles, blockIdx.x + 1);
+            work = {begin, 1, end - begin};
         }
     } else {
         __syncthreads();
