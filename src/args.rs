@@ -65,7 +65,7 @@ pub struct ModelArgs {
     /// The most memory that weights, keys and values and workspace may take, such as 16GiB
     #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
-    /// How keys and values are stored: as the device keeps them, or in 8 bits (on the CPU)
+    /// How keys and values are stored: as the device keeps them, or in 8 bits
     #[arg(long, global = true, value_name = "TYPE", default_value = "full")]
     pub kv: KvArg,
 }

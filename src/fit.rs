@@ -3,7 +3,6 @@
 use crate::memory;
 use oxgpt_engine::backend::cuda;
 use oxgpt_engine::engine::{Device, EngineError, EngineOptions, MemoryPlan};
-use oxgpt_engine::kv::KvType;
 use oxgpt_engine::model::Model;
 use serde::Serialize;
 
@@ -144,7 +143,6 @@ pub fn devices(model: &Model, asked: &EngineOptions) -> Result<Vec<DeviceFit>, E
         Some((Device::Cuda(ordinal), Some(gpu.name)))
     });
     let all = std::iter::once((Device::Cpu, None)).chain(gpus);
-    let all = all.filter(|(device, _)| asked.kv == KvType::Full || *device == Device::Cpu);
     all.map(|(device, name)| {
         let options = EngineOptions { device, chunk: device.chunk(), ..asked.clone() };
         let fit = memory::available(device).map(|bytes| Fit::new(model, &options, bytes));

@@ -134,12 +134,13 @@ fn keys_and_values_in_8_bits_are_shared_and_given_up() {
 }
 
 #[test]
-fn keys_and_values_in_8_bits_are_for_the_cpu() {
+fn keys_and_values_of_the_reference_are_not_in_8_bits() {
     let (model, _) = prompt("gpt2-base");
     let options =
         EngineOptions { device: Device::Reference, kv: KvType::Q8, ..EngineOptions::default() };
     let error = Engine::new(&model, &options, &mut |_, _| {}).err().unwrap();
-    assert_eq!(error.to_string(), "keys and values in 8 bits are for the cpu, not for reference");
+    let said = "keys and values in 8 bits are for the cpu and for GPUs, not for reference";
+    assert_eq!(error.to_string(), said);
 }
 
 #[test]

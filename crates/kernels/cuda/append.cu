@@ -9,16 +9,14 @@ namespace {
 template <class KV> __device__ void append(const AppendParams& p) {
     int64_t row = blockIdx.x;
     uint32_t position = p.positions[row];
-    const float* k = p.qkv + row * p.stride + p.heads * p.head_dim;
-    const float* v = k + p.kv_heads * p.head_dim;
     uint32_t block = p.blocks[p.table_offsets[p.sequences[row]] + position / BLOCK_POSITIONS];
-    int in_block = position % BLOCK_POSITIONS;
-    for (int i = threadIdx.x; i < p.kv_heads * p.padded_dim; i += blockDim.x) {
-        int head = i / p.padded_dim, d = i % p.padded_dim;
-        int64_t start = kv_block(block, p.kv_heads, head, p.padded_dim);
-        bool real = d < p.head_dim;
-        store((KV*)p.keys + start + key_element(in_block, d), real ? k[head * p.head_dim + d] : 0.0f);
-        store((KV*)p.values + start + value_element(in_block, d, p.padded_dim), real ? v[head * p.head_dim + d] : 0.0f);
+    int lane = threadIdx.x % WARP, pieces = (p.padded_dim + WARP - 1) / WARP;
+    // A warp takes 32 elements of a key or a value.
+    for (int i = threadIdx.x / WARP; i < 2 * p.kv_heads * pieces; i += blockDim.x / WARP) {
+        int d = i % pieces * WARP + lane, head = i / pieces % p.kv_heads, is_value = i / pieces / p.kv_heads;
+        const float* x = p.qkv + row * p.stride + (p.heads + is_value * p.kv_heads + head) * p.head_dim;
+        KV* to = (KV*)(is_value ? p.values : p.keys) + kv_block<KV>(block, p.kv_heads, head, p.padded_dim);
+        store_32(to, position % BLOCK_POSITIONS, d, d < p.head_dim ? x[d] : 0.0f, is_value, p.padded_dim);
     }
 }
 
@@ -27,3 +25,4 @@ template <class KV> __device__ void append(const AppendParams& p) {
 
 extern "C" __global__ void __launch_bounds__(256) append_f32(const __grid_constant__ oxgpt::AppendParams p) { oxgpt::append<float>(p); }
 extern "C" __global__ void __launch_bounds__(256) append_f16(const __grid_constant__ oxgpt::AppendParams p) { oxgpt::append<__half>(p); }
+extern "C" __global__ void __launch_bounds__(256) append_q8(const __grid_constant__ oxgpt::AppendParams p) { oxgpt::append<oxgpt::Q8>(p); }

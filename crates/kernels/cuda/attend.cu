@@ -75,14 +75,16 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
         q[i] = real ? rotated(qkv + (first_head + head) * p.head_dim, d, rotations, p.pairs, p.interleaved) : 0.0f;
     }
     if (p.fresh && position / SPLIT < end) {
-        int in_block = position % BLOCK_POSITIONS;
-        int64_t start = kv_block(table[position / BLOCK_POSITIONS], p.kv_heads, kv_head, dim);
+        int64_t start = kv_block<KV>(table[position / BLOCK_POSITIONS], p.kv_heads, kv_head, dim);
         const float* k = qkv + (p.heads + kv_head) * p.head_dim;
         const float* v = k + p.kv_heads * p.head_dim;
-        for (int d = threadIdx.x; d < dim; d += blockDim.x) {
-            bool real = d < p.head_dim;
-            store((KV*)p.keys + start + key_element(in_block, d), real ? rotated(k, d, rotations, p.pairs, p.interleaved) : 0.0f);
-            store((KV*)p.values + start + value_element(in_block, d, dim), real ? __ldcg(v + d) : 0.0f);
+        int pieces = (dim + WARP - 1) / WARP;
+        for (int i = warp; i < 2 * pieces; i += WARPS) {
+            bool is_value = i >= pieces;
+            int d = i % pieces * WARP + lane;
+            float x = 0.0f;
+            if (d < p.head_dim) x = is_value ? __ldcg(v + d) : rotated(k, d, rotations, p.pairs, p.interleaved);
+            store_32((KV*)(is_value ? p.values : p.keys) + start, position % BLOCK_POSITIONS, d, x, is_value, dim);
         }
     }
     // Each thread carries these elements of (HEADS, dim) through the splits.
@@ -98,14 +100,14 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
     for (int split = begin; split < end; split++) {
         int block = split * WARPS + warp, block_start = block * BLOCK_POSITIONS;
         bool active = block_start <= position && block_start + BLOCK_POSITIONS > first;
-        int64_t start = active ? kv_block(table[block], p.kv_heads, kv_head, dim) : 0;
+        int64_t start = active ? kv_block<KV>(table[block], p.kv_heads, kv_head, dim) : 0;
         float score[HEADS] = {};
         if (active) {
             const KV* keys = (const KV*)p.keys + start;
 #pragma unroll 4
             for (int d = 0; d < dim; d += 8) {
                 float k[8];
-                load_8(keys + key_element(lane, d), k);
+                key_8(keys, lane, d, dim, k);
 #pragma unroll
                 for (int h = 0; h < HEADS; h++) {
                     float4 a = *(const float4*)(q + h * dim + d), b = *(const float4*)(q + h * dim + d + 4);
@@ -149,7 +151,7 @@ template <class KV, int HEADS, int PAIRS, bool ONE_SPLIT> __device__ void attend
 #pragma unroll
                 for (int k = 0; k < PAIRS; k++) {
                     int d = 2 * (lane + WARP * k);
-                    v[k] = d < dim ? load_2(values + value_element(i, d, dim)) : make_float2(0.0f, 0.0f);
+                    v[k] = d < dim ? value_2(values, i, d, dim) : make_float2(0.0f, 0.0f);
                 }
 #pragma unroll
                 for (int h = 0; h < HEADS; h++) {
@@ -232,8 +234,16 @@ extern "C" __global__ void __launch_bounds__(128) attend_merge(const __grid_cons
         const __grid_constant__ AttendParams p) {                                                                          \
         attend<KV, HEADS, PAIRS, true>(p);                                                                                 \
     }
-#define ATTEND_SHAPES(name, KV) \
-    ATTEND(name, KV, 1, 1) ATTEND(name, KV, 1, 2) ATTEND(name, KV, 1, 4) ATTEND(name, KV, 4, 1) ATTEND(name, KV, 4, 2) \
-    ATTEND(name, KV, 4, 4) ATTEND(name, KV, 8, 1) ATTEND(name, KV, 8, 2)
-ATTEND_SHAPES(f32, float)
-ATTEND_SHAPES(f16, __half)
+ATTEND(f32, float, 1, 1)
+ATTEND(f32, float, 1, 2)
+ATTEND(f32, float, 1, 4)
+ATTEND(f32, float, 4, 1)
+ATTEND(f32, float, 4, 2)
+ATTEND(f32, float, 4, 4)
+ATTEND(f32, float, 8, 1)
+ATTEND(f32, float, 8, 2)
+// Narrower heads in halves and in 8 bits are in attend_tensor.cuh.
+ATTEND(f16, __half, 1, 4)
+ATTEND(f16, __half, 4, 4)
+ATTEND(q8, Q8, 1, 4)
+ATTEND(q8, Q8, 4, 4)

@@ -7,6 +7,8 @@
 // leave them as they are, bit for bit, so its result depends on nothing but its own context. Rows of several sequences are taken one
 // sequence after another.
 //
+// Keys and values in 8 bits become halves on the way to shared memory.
+//
 // Keys lie in shared memory as in their blocks; rows of values are 16 bytes further apart than they are long, so that the eight rows
 // of a fragment are in different banks.
 //
@@ -17,6 +19,7 @@
 namespace oxgpt {
 namespace {
 
+using Half = __half;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 __device__ __forceinline__ float exp2_fast(float v) {
@@ -34,7 +37,7 @@ __device__ __forceinline__ float quad_sum(float v) {
 }
 
 // DIM: dimensions of a head, rounded up.
-template <int DIM, int TILES, int POSITIONS> struct AttendTile {
+template <class KV, int DIM, int TILES, int POSITIONS> struct AttendTile {
     static constexpr int THREADS = 128;
     static constexpr int STEPS = DIM / 16, PIECES = DIM / 8, COLUMNS = POSITIONS / 8;
     static constexpr int KEY_BYTES = POSITIONS * DIM * 2, VALUE_PITCH = DIM * 2 + 16;
@@ -126,28 +129,65 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
         }
     }
 
-    // Copies the keys and values of a tile of positions. What is not between `first` and `last` may be anything, or nowhere.
+    // Brings the keys and values of a tile of positions to shared memory. What is not between `first` and `last` may be anything, or
+    // nowhere.
     __device__ void load(const uint32_t* table, int tile, int first, int last) {
         uint32_t keys = shared_address(shared + (tile & 1) * STAGE), values = keys + KEY_BYTES;
+        if constexpr (sizeof(KV) == 1) {
+            load_codes<false>(table, tile, first, last, keys);
+            load_codes<true>(table, tile, first, last, values);
+            return;
+        }
 #pragma unroll
         for (int b = 0; b < POSITIONS / BLOCK_POSITIONS; b++) {
             int start = tile * POSITIONS + b * BLOCK_POSITIONS, pieces = p.padded_dim / 8;
             bool there = start + BLOCK_POSITIONS > first && start <= last;
-            int64_t from = there ? kv_block(table[start / BLOCK_POSITIONS], p.kv_heads, kv_head, p.padded_dim) : 0;
+            int64_t from = there ? kv_block<KV>(table[start / BLOCK_POSITIONS], p.kv_heads, kv_head, p.padded_dim) : 0;
             for (int i = threadIdx.x; i < BLOCK_POSITIONS * PIECES; i += THREADS) {
                 int at = i % BLOCK_POSITIONS, piece = i / BLOCK_POSITIONS;
                 bool real = there && piece < pieces;
                 uint32_t to = keys + (b * BLOCK_POSITIONS * PIECES + i) * 16;
-                copy_16(to, real ? p.keys + from + key_element(at, 8 * piece) : p.keys, real);
+                copy_16(to, real ? (const __half*)p.keys + from + key_element(at, 8 * piece) : p.keys, real);
             }
             for (int i = threadIdx.x; i < BLOCK_POSITIONS * PIECES; i += THREADS) {
                 int at = i / PIECES, piece = i % PIECES;
                 bool real = there && piece < pieces && start + at >= first && start + at <= last;
                 uint32_t to = values + (b * BLOCK_POSITIONS + at) * VALUE_PITCH + piece * 16;
-                copy_16(to, real ? p.values + from + value_element(at, 8 * piece, p.padded_dim) : p.values, real);
+                copy_16(to, real ? (const __half*)p.values + from + value_element(at, 8 * piece, p.padded_dim) : p.values, real);
             }
         }
         copy_commit();
+    }
+
+    // Of one kind, in 8 bits: all codes are on their way before the first becomes halves.
+    template <bool VALUES> __device__ void load_codes(const uint32_t* table, int tile, int first, int last, uint32_t to) {
+        constexpr int MINE = POSITIONS * PIECES / THREADS;
+        uint2 codes[MINE];
+        __half scales[MINE];
+#pragma unroll
+        for (int m = 0; m < MINE; m++) {
+            int i = (threadIdx.x + m * THREADS) % (BLOCK_POSITIONS * PIECES), b = (threadIdx.x + m * THREADS) / (BLOCK_POSITIONS * PIECES);
+            int start = tile * POSITIONS + b * BLOCK_POSITIONS;
+            int at = VALUES ? i / PIECES : i % BLOCK_POSITIONS, piece = VALUES ? i % PIECES : i / BLOCK_POSITIONS;
+            bool there = start + at >= first && start + at <= last && 8 * piece < p.padded_dim;
+            codes[m] = make_uint2(0, 0), scales[m] = __ushort_as_half(0);
+            if (!there) continue;
+            const Q8* block = (const Q8*)(VALUES ? p.values : p.keys) + kv_block<Q8>(table[start / BLOCK_POSITIONS], p.kv_heads, kv_head, p.padded_dim);
+            codes[m] = *(const uint2*)(block + (VALUES ? value_element(at, 8 * piece, p.padded_dim) : key_element(at, 8 * piece)));
+            scales[m] = *(const __half*)(block + scale_at(at, 8 * piece, p.padded_dim));
+        }
+#pragma unroll
+        for (int m = 0; m < MINE; m++) {
+            int i = (threadIdx.x + m * THREADS) % (BLOCK_POSITIONS * PIECES), b = (threadIdx.x + m * THREADS) / (BLOCK_POSITIONS * PIECES);
+            __half2 halves[4], scale = __half2half2(scales[m]);
+            codes_to_halves(codes[m].x, halves[0], halves[1]);
+            codes_to_halves(codes[m].y, halves[2], halves[3]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) halves[j] = __hmul2(halves[j], scale);
+            int place = VALUES ? (b * BLOCK_POSITIONS + i / PIECES) * VALUE_PITCH + i % PIECES * 16 : (b * BLOCK_POSITIONS * PIECES + i) * 16;
+            asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + place), "r"(half2_bits(halves[0])), "r"(half2_bits(halves[1])),
+                         "r"(half2_bits(halves[2])), "r"(half2_bits(halves[3])) : "memory");
+        }
     }
 
     // Adds the positions of one tile, of which every query sees all if `whole`.
@@ -277,9 +317,9 @@ template <int DIM, int TILES, int POSITIONS> struct AttendTile {
     }
 };
 
-template <int DIM, int TILES, int POSITIONS> __device__ void attend_prompt(const AttendPromptParams& p) {
+template <class KV, int DIM, int TILES, int POSITIONS> __device__ void attend_prompt(const AttendPromptParams& p) {
     extern __shared__ uint4 shared[];
-    AttendTile<DIM, TILES, POSITIONS> tile(p, (uint8_t*)shared);
+    AttendTile<KV, DIM, TILES, POSITIONS> tile(p, (uint8_t*)shared);
     // The longest contexts first.
     int begin = (int)(gridDim.x - 1 - blockIdx.x) * p.tile_rows, end = min(begin + p.tile_rows, p.rows);
     while (begin < end) {
@@ -293,12 +333,12 @@ template <int DIM, int TILES, int POSITIONS> __device__ void attend_prompt(const
 }  // namespace
 }  // namespace oxgpt
 
-#define ATTEND_PROMPT(DIM, TILES, POSITIONS)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128) attend_prompt_##DIM(const __grid_constant__ oxgpt::AttendPromptParams p) {   \
-        oxgpt::attend_prompt<DIM, TILES, POSITIONS>(p);                                                                            \
+#define ATTEND_PROMPT(name, KV, DIM, TILES, POSITIONS)                                                                             \
+    extern "C" __global__ void __launch_bounds__(128) attend_prompt_##name##_##DIM(const __grid_constant__ oxgpt::AttendPromptParams p) { \
+        oxgpt::attend_prompt<oxgpt::KV, DIM, TILES, POSITIONS>(p);                                                                 \
     }
-ATTEND_PROMPT(64, 2, 64)
-ATTEND_PROMPT(80, 1, 64)
-ATTEND_PROMPT(96, 1, 64)
-ATTEND_PROMPT(128, 1, 64)
-ATTEND_PROMPT(256, 1, 32)
+#define ATTEND_PROMPTS(name, KV)                                                                                                   \
+    ATTEND_PROMPT(name, KV, 64, 2, 64) ATTEND_PROMPT(name, KV, 80, 1, 64) ATTEND_PROMPT(name, KV, 96, 1, 64)                       \
+    ATTEND_PROMPT(name, KV, 128, 1, 64) ATTEND_PROMPT(name, KV, 256, 1, 32)
+ATTEND_PROMPTS(f16, Half)
+ATTEND_PROMPTS(q8, Q8)

@@ -1,7 +1,7 @@
 //! Attention of generated tokens over keys and values in blocks.
 //!
-//! There are two kinds of kernels: `attend_tensor` on the tensor cores, for keys and values in halves and heads of up to 128
-//! dimensions, and `attend` for the others. A shape of heads always takes the same one.
+//! There are two kinds of kernels: `attend_tensor` on the tensor cores, for keys and values in halves or in 8 bits and heads of up
+//! to 128 dimensions, and `attend` for the others. A shape of heads always takes the same one.
 
 use crate::driver::Gpu;
 use crate::error::CudaError;
@@ -67,66 +67,44 @@ pub struct Positions<'a> {
     pub last: usize,
 }
 
-/// The kernels for one type of keys and values: with how many query heads at once and for how many dimensions, one block
+/// Kernels of `attend` for one type of keys and values: with how many query heads at once and for how many dimensions, one block
 /// for all splits and one for each.
-type Kernels = [(usize, usize, &'static str, &'static str); 8];
+type Kernels = &'static [(usize, usize, &'static str, &'static str)];
 
-macro_rules! kernels {
-    ($element:literal) => {
-        [
-            (
-                1,
-                64,
-                concat!("attend_", $element, "_1_1"),
-                concat!("attend_", $element, "_1_1_split"),
-            ),
-            (
-                1,
-                128,
-                concat!("attend_", $element, "_1_2"),
-                concat!("attend_", $element, "_1_2_split"),
-            ),
-            (
-                1,
-                256,
-                concat!("attend_", $element, "_1_4"),
-                concat!("attend_", $element, "_1_4_split"),
-            ),
-            (
-                4,
-                64,
-                concat!("attend_", $element, "_4_1"),
-                concat!("attend_", $element, "_4_1_split"),
-            ),
-            (
-                4,
-                128,
-                concat!("attend_", $element, "_4_2"),
-                concat!("attend_", $element, "_4_2_split"),
-            ),
-            (
-                4,
-                256,
-                concat!("attend_", $element, "_4_4"),
-                concat!("attend_", $element, "_4_4_split"),
-            ),
-            (
-                8,
-                64,
-                concat!("attend_", $element, "_8_1"),
-                concat!("attend_", $element, "_8_1_split"),
-            ),
-            (
-                8,
-                128,
-                concat!("attend_", $element, "_8_2"),
-                concat!("attend_", $element, "_8_2_split"),
-            ),
-        ]
-    };
-}
-const KERNELS_F32: Kernels = kernels!("f32");
-const KERNELS_F16: Kernels = kernels!("f16");
+const KERNELS_F32: Kernels = &[
+    (1, 64, "attend_f32_1_1", "attend_f32_1_1_split"),
+    (1, 128, "attend_f32_1_2", "attend_f32_1_2_split"),
+    (1, 256, "attend_f32_1_4", "attend_f32_1_4_split"),
+    (4, 64, "attend_f32_4_1", "attend_f32_4_1_split"),
+    (4, 128, "attend_f32_4_2", "attend_f32_4_2_split"),
+    (4, 256, "attend_f32_4_4", "attend_f32_4_4_split"),
+    (8, 64, "attend_f32_8_1", "attend_f32_8_1_split"),
+    (8, 128, "attend_f32_8_2", "attend_f32_8_2_split"),
+];
+const KERNELS_F16: Kernels = &[
+    (1, 256, "attend_f16_1_4", "attend_f16_1_4_split"),
+    (4, 256, "attend_f16_4_4", "attend_f16_4_4_split"),
+];
+const KERNELS_Q8: Kernels = &[
+    (1, 256, "attend_q8_1_4", "attend_q8_1_4_split"),
+    (4, 256, "attend_q8_4_4", "attend_q8_4_4_split"),
+];
+
+/// Kernels of `attend_tensor`: for how many dimensions, and whether for just as many, one block for all splits and one for each.
+type TensorKernels = [(usize, bool, &'static str, &'static str); 4];
+
+const TENSOR_F16: TensorKernels = [
+    (64, true, "attend_tensor_f16_64", "attend_tensor_f16_64_split"),
+    (64, false, "attend_tensor_f16_64_padded", "attend_tensor_f16_64_padded_split"),
+    (128, true, "attend_tensor_f16_128", "attend_tensor_f16_128_split"),
+    (128, false, "attend_tensor_f16_128_padded", "attend_tensor_f16_128_padded_split"),
+];
+const TENSOR_Q8: TensorKernels = [
+    (64, true, "attend_tensor_q8_64", "attend_tensor_q8_64_split"),
+    (64, false, "attend_tensor_q8_64_padded", "attend_tensor_q8_64_padded_split"),
+    (128, true, "attend_tensor_q8_128", "attend_tensor_q8_128_split"),
+    (128, false, "attend_tensor_q8_128_padded", "attend_tensor_q8_128_padded_split"),
+];
 
 /// Which kernels a shape takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +118,7 @@ enum Kind {
 impl Kind {
     fn of(shape: &AttentionShape, element: KvElement) -> Self {
         match element {
-            KvElement::F16 if shape.padded_dim() <= 128 => Kind::Tensor,
+            KvElement::F16 | KvElement::Q8 if shape.padded_dim() <= 128 => Kind::Tensor,
             _ => Kind::Plain,
         }
     }
@@ -392,12 +370,14 @@ fn launch(
     match kind {
         Kind::Plain => launch_plain(gpu, pool.element(), shape, at, is_split, &params),
         Kind::Tensor => {
-            let (whole, split) = match (tensor_dim(shape), shape.padded_dim()) {
-                (64, 64) => ("attend_tensor_64", "attend_tensor_64_split"),
-                (64, _) => ("attend_tensor_64_padded", "attend_tensor_64_padded_split"),
-                (_, 128) => ("attend_tensor_128", "attend_tensor_128_split"),
-                _ => ("attend_tensor_128_padded", "attend_tensor_128_padded_split"),
+            let kernels = if pool.element() == KvElement::Q8 { TENSOR_Q8 } else { TENSOR_F16 };
+            let dim = shape.padded_dim();
+            let fits = |(most, whole, ..): &&(usize, bool, _, _)| match whole {
+                true => dim == *most,
+                false => dim < *most,
             };
+            let &(_, _, whole, split) =
+                kernels.iter().find(fits).expect("heads are no wider than the kernels");
             let (name, depth) = if is_split { (split, splits) } else { (whole, 1) };
             let params = AttendTensorParams { attend: params, arrived: partials.arrived.address() };
             gpu.launch_early(name, [at.rows, tensor_blocks(shape), depth], 256, 0, &params)
@@ -415,8 +395,9 @@ fn launch_plain(
 ) -> Result<(), CudaError> {
     let (group, dim) = (shape.heads / shape.kv_heads, shape.padded_dim());
     let kernels = match element {
-        KvElement::F32 => &KERNELS_F32,
-        KvElement::F16 => &KERNELS_F16,
+        KvElement::F32 => KERNELS_F32,
+        KvElement::F16 => KERNELS_F16,
+        KvElement::Q8 => KERNELS_Q8,
     };
     let fitting = || kernels.iter().filter(|(_, most, ..)| dim <= *most);
     // Blocks with fewer heads are through sooner, so as long as multiprocessors are idle, heads get blocks of their own; beyond

@@ -12,18 +12,49 @@ use crate::params::AttendPromptParams;
 
 /// A kernel: for heads of how many dimensions at most, how many queries a block takes, and positions at a time.
 struct Kernel {
-    name: &'static str,
+    f16: &'static str,
+    q8: &'static str,
     dim: usize,
     queries: usize,
     positions: usize,
 }
 
 const KERNELS: [Kernel; 5] = [
-    Kernel { name: "attend_prompt_64", dim: 64, queries: 128, positions: 64 },
-    Kernel { name: "attend_prompt_80", dim: 80, queries: 64, positions: 64 },
-    Kernel { name: "attend_prompt_96", dim: 96, queries: 64, positions: 64 },
-    Kernel { name: "attend_prompt_128", dim: 128, queries: 64, positions: 64 },
-    Kernel { name: "attend_prompt_256", dim: 256, queries: 64, positions: 32 },
+    Kernel {
+        f16: "attend_prompt_f16_64",
+        q8: "attend_prompt_q8_64",
+        dim: 64,
+        queries: 128,
+        positions: 64,
+    },
+    Kernel {
+        f16: "attend_prompt_f16_80",
+        q8: "attend_prompt_q8_80",
+        dim: 80,
+        queries: 64,
+        positions: 64,
+    },
+    Kernel {
+        f16: "attend_prompt_f16_96",
+        q8: "attend_prompt_q8_96",
+        dim: 96,
+        queries: 64,
+        positions: 64,
+    },
+    Kernel {
+        f16: "attend_prompt_f16_128",
+        q8: "attend_prompt_q8_128",
+        dim: 128,
+        queries: 64,
+        positions: 64,
+    },
+    Kernel {
+        f16: "attend_prompt_f16_256",
+        q8: "attend_prompt_q8_256",
+        dim: 256,
+        queries: 64,
+        positions: 32,
+    },
 ];
 
 /// Query heads that a block takes at most of those that share a KV head.
@@ -39,7 +70,7 @@ impl Kernel {
 }
 
 /// As [`crate::attend`], for the rows of `at` from `first` on, of which those of one sequence are together and at positions one
-/// after another. Keys and values are F16.
+/// after another. Keys and values are in halves or in 8 bits.
 ///
 /// # Errors
 /// When the driver fails.
@@ -55,7 +86,7 @@ pub fn attend_prompt(
     sinks: Option<&Buf<f32>>,
 ) -> Result<(), CudaError> {
     pool.check(shape);
-    assert_eq!(pool.element(), KvElement::F16, "keys and values are halves here");
+    assert_ne!(pool.element(), KvElement::F32, "keys and values are in halves or in 8 bits here");
     let (qkv_width, width) = (shape.qkv_width(), shape.heads * shape.head_dim);
     assert!(at.rows * qkv_width <= qkv.len(), "qkv is too short");
     assert!(at.rows * width <= out.len(), "out is too short");
@@ -93,5 +124,6 @@ pub fn attend_prompt(
         window: shape.window.map_or(0, |window| window.min(i32::MAX as usize) as i32),
     };
     let blocks = shape.kv_heads * group.div_ceil(tile_heads);
-    gpu.launch(kernel.name, [rows.div_ceil(tile_rows), blocks, 1], 128, kernel.shared(), &params)
+    let name = if pool.element() == KvElement::Q8 { kernel.q8 } else { kernel.f16 };
+    gpu.launch(name, [rows.div_ceil(tile_rows), blocks, 1], 128, kernel.shared(), &params)
 }

@@ -19,14 +19,20 @@ pub enum KvElement {
     F32,
     /// In half of the memory.
     F16,
+    /// In 8 bits: each 32 of a head at a position are codes times a scale, which is a half of up to 515.5.
+    Q8,
 }
 
+/// Elements of a head that share a scale.
+const SCALED_TOGETHER: usize = 32;
+
 impl KvElement {
-    /// Bytes of one.
-    pub fn bytes(self) -> usize {
+    /// Bytes of a key, or of a value, of one head at one position.
+    fn vector_bytes(self, padded_dim: usize) -> usize {
         match self {
-            KvElement::F32 => 4,
-            KvElement::F16 => 2,
+            KvElement::F32 => 4 * padded_dim,
+            KvElement::F16 => 2 * padded_dim,
+            KvElement::Q8 => padded_dim + 2 * padded_dim.div_ceil(SCALED_TOGETHER),
         }
     }
 }
@@ -34,7 +40,7 @@ impl KvElement {
 /// The keys and values of one layer.
 pub struct KvPool {
     element: KvElement,
-    /// Elements of one block over all heads.
+    /// Bytes of one block over all heads.
     block: usize,
     blocks: usize,
     keys: Buf<u8>,
@@ -44,7 +50,11 @@ pub struct KvPool {
 impl KvPool {
     /// Bytes that the keys of a pool take, and its values again.
     fn plane_bytes(blocks: usize, shape: &AttentionShape, element: KvElement) -> usize {
-        blocks * shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim() * element.bytes()
+        blocks * Self::block_bytes(shape, element)
+    }
+
+    fn block_bytes(shape: &AttentionShape, element: KvElement) -> usize {
+        shape.kv_heads * BLOCK_POSITIONS * element.vector_bytes(shape.padded_dim())
     }
 
     /// Bytes that a pool takes up in an arena.
@@ -66,7 +76,7 @@ impl KvPool {
         let bytes = Self::plane_bytes(blocks, shape, element);
         Ok(KvPool {
             element,
-            block: shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim(),
+            block: Self::block_bytes(shape, element),
             blocks,
             keys: arena.buffer(bytes)?,
             values: arena.buffer(bytes)?,
@@ -97,7 +107,7 @@ impl KvPool {
     }
 
     pub(crate) fn check(&self, shape: &AttentionShape) {
-        assert_eq!(self.block, shape.kv_heads * BLOCK_POSITIONS * shape.padded_dim());
+        assert_eq!(self.block, Self::block_bytes(shape, self.element));
         assert!(shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads));
     }
 }
@@ -134,6 +144,7 @@ pub fn append(
     let name = match pool.element {
         KvElement::F32 => "append_f32",
         KvElement::F16 => "append_f16",
+        KvElement::Q8 => "append_q8",
     };
     gpu.launch(name, [at.rows, 1, 1], 256, 0, &params)
 }

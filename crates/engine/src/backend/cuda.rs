@@ -40,9 +40,6 @@ use routes::RoutesMemory;
 use std::ops::Range;
 use terms::{kernel_activation, kernel_norm, kernel_shape, weight_type};
 
-/// How keys and values are stored.
-const KV_ELEMENT: KvElement = KvElement::F16;
-
 /// The CUDA backend.
 pub struct Cuda {
     gpu: Gpu,
@@ -56,6 +53,8 @@ pub struct Cuda {
     /// By way of which logits come to the host.
     landing: Landing,
     chooser: Chooser,
+    /// How keys and values are stored.
+    kv_element: KvElement,
     /// Of attention over contexts that are split.
     partials: Partials,
     /// Rows of prompts on their way into a product.
@@ -185,6 +184,7 @@ impl Cuda {
             ropes,
             landing,
             chooser,
+            kv_element: plan.element,
             partials,
             packed,
             routing: plan.routing.map(|routing| (routing, decoder.hidden)),
@@ -249,8 +249,8 @@ impl Backend for Cuda {
     }
 
     fn kv(&mut self, blocks: usize, shape: &AttentionShape) -> Option<KvPool> {
-        let arena = &mut self.arena;
-        attempt(&mut self.failure, || KvPool::new(arena, blocks, &kernel_shape(shape), KV_ELEMENT))
+        let Cuda { arena, failure, kv_element, .. } = self;
+        attempt(failure, || KvPool::new(arena, blocks, &kernel_shape(shape), *kv_element))
     }
 
     fn status(&mut self) -> Result<(), DeviceError> {

@@ -34,7 +34,7 @@ pub enum EngineError {
         context: usize,
     },
     /// Keys and values of 8 bits, where they are not supported.
-    #[error("keys and values in 8 bits are for the cpu, not for {device}")]
+    #[error("keys and values in 8 bits are for the cpu and for GPUs, not for {device}")]
     KvType {
         /// Where.
         device: Device,

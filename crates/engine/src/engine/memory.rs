@@ -77,7 +77,7 @@ pub(super) fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, En
     if context == 0 || context > limit {
         return Err(EngineError::Context { asked: context, limit });
     }
-    if options.kv == KvType::Q8 && options.device != Device::Cpu {
+    if options.kv == KvType::Q8 && options.device == Device::Reference {
         return Err(EngineError::KvType { device: options.device });
     }
     let sequences = options.sequences.max(1);
@@ -96,7 +96,8 @@ pub(super) fn plan(model: &Model, options: &EngineOptions) -> Result<Planned, En
     let limits = BatchLimits { rows: chunk.max(sequences), logit_rows: sequences.max(SCORE_ROWS) };
 
     if let Device::Cuda(ordinal) = options.device {
-        let cuda = CudaPlan::new(ordinal, model, &layout, &groups, limits, (sequences, context))?;
+        let size = (sequences, context);
+        let cuda = CudaPlan::new(ordinal, model, &layout, &groups, limits, size, options.kv)?;
         let CudaPlan { weights, kv, workspace, .. } = cuda;
         let plan = MemoryPlan { weights, kv, workspace };
         let cuda = Some(cuda);

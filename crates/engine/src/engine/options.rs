@@ -76,7 +76,7 @@ pub struct EngineOptions {
     /// Positions of all sequences together whose keys and values there is room for; those of `sequences` whole contexts
     /// if `None`. With less than that, sequences may have to wait for others in the middle. Changes no result.
     pub kv_tokens: Option<usize>,
-    /// How keys and values are stored; in 8 bits on the CPU only.
+    /// How keys and values are stored; the reference has them in full only.
     pub kv: KvType,
     /// Rows of one step: longer prompts are computed in chunks. Changes no result.
     pub chunk: usize,

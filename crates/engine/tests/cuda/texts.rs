@@ -2,7 +2,7 @@
 
 use crate::common::{engine, relative_l2, testdata};
 use crate::{GPU, TOLERANCE, answers, demo, has_gpu, is_checked, request, score};
-use oxgpt_engine::engine::Device;
+use oxgpt_engine::engine::{Device, Engine};
 use oxgpt_engine::model::Model;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -70,8 +70,12 @@ fn the_demo_goes_on_as_in_pytorch() {
 }
 
 /// Perplexity of a text in windows of `window` tokens, of which all but the first `before` are scored.
-fn perplexity(model: &Model, tokens: &[u32], window: usize, before: usize) -> (f64, usize) {
-    let mut engine = engine(model, GPU, 512, 1);
+pub fn perplexity(
+    engine: &mut Engine,
+    tokens: &[u32],
+    window: usize,
+    before: usize,
+) -> (f64, usize) {
     let (mut sum, mut count) = (0.0, 0);
     for chunk in tokens.chunks(window) {
         let mut score = |row: usize, logits: &[f32]| {
@@ -98,7 +102,7 @@ fn the_demo_is_as_surprised_by_new_text_as_in_pytorch() {
     let expected: Perplexity = read("demo/perplexity.json");
     let text = std::fs::read_to_string(testdata().join("demo/heldout.txt")).unwrap();
     let tokens = model.tokenizer.as_ref().unwrap().encode(&text).unwrap();
-    let (found, scored) = perplexity(&model, &tokens, expected.window, 1);
+    let (found, scored) = perplexity(&mut engine(&model, GPU, 512, 1), &tokens, expected.window, 1);
     println!("{found:.6}, in PyTorch {:.6}", expected.q8_0.perplexity);
     assert_eq!(scored, expected.scored_tokens);
     assert!((found / expected.q8_0.perplexity - 1.0).abs() < 0.005, "{found}");
@@ -129,7 +133,8 @@ fn smollm2_is_as_surprised_as_in_transformers() {
     }
     let Published { tokens, context, exact_perplexity } = read(&format!("real-models/{name}.json"));
     let model = Model::open(&path).unwrap();
-    let (found, scored) = perplexity(&model, &tokens, context, context / 2 + 1);
+    let (found, scored) =
+        perplexity(&mut engine(&model, GPU, 512, 1), &tokens, context, context / 2 + 1);
     println!("{found:.6}, in transformers {exact_perplexity:.6}");
     assert_eq!(scored, tokens.len() / context * (context / 2 - 1));
     assert!((found / exact_perplexity - 1.0).abs() < 0.005, "{found}");

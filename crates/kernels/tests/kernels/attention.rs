@@ -43,6 +43,34 @@ impl Case {
         Case { shape, contexts: contexts.into(), new: new.into(), qkv, sinks: None, rotation: None }
     }
 
+    /// The keys and values as they are stored in 8 bits: each 32 of a head have the scale with which the largest is 127.
+    fn in_8_bits(&self) -> Self {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let round = |row: &mut [f32]| {
+            for head in row[heads * head_dim..].chunks_mut(head_dim) {
+                for part in head.chunks_mut(32) {
+                    let most = part.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    let scale = half::f16::from_f32((most / 127.0).min(515.5)).to_f32();
+                    let code = |x: f32| (x / scale).round().clamp(-127.0, 127.0);
+                    part.iter_mut()
+                        .for_each(|x| *x = if scale == 0.0 { 0.0 } else { scale * code(*x) });
+                }
+            }
+        };
+        assert!(kv_heads > 0 && self.rotation.is_none());
+        let mut rounded = Case {
+            qkv: self.qkv.clone(),
+            contexts: self.contexts.clone(),
+            new: self.new.clone(),
+            sinks: self.sinks.clone(),
+            rotation: None,
+            ..*self
+        };
+        let width = self.width();
+        rounded.qkv.iter_mut().flat_map(|rows| rows.chunks_mut(width)).for_each(round);
+        rounded
+    }
+
     pub fn width(&self) -> usize {
         (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
     }
@@ -407,6 +435,64 @@ fn large_and_small_queries() {
         // A softmax of large scores is the value of one key, or all but one.
         let found = case.found(&gpu, KvElement::F16, &mut random);
         assert_near(&found, &case.expected(), 2e-6, &format!("{dim} wide"));
+    }
+}
+
+/// In 8 bits too, whatever the magnitudes are.
+#[test]
+fn keys_and_values_in_8_bits() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(48);
+    let wide = [(3, 1, 100), (2, 2, 200), (8, 1, 33)];
+    for (heads, kv_heads, dim) in SHAPES.into_iter().chain(wide) {
+        for (window, soft_cap, with_sinks) in
+            [(None, None, false), (Some(40), Some(3.0), true), (Some(600), None, true)]
+        {
+            let shape = AttentionShape { window, soft_cap, ..shape(heads, kv_heads, dim) };
+            for new in [[1, 1, 1, 1], [1, 2, 5, 1]] {
+                let mut case = Case::new(shape, &[1, 33, 300, 1300], &new, &mut random);
+                case.sinks = with_sinks.then(|| random.normals(heads));
+                let found = case.found(&gpu, KvElement::Q8, &mut random);
+                let expected = case.in_8_bits().expected();
+                let what = format!("{heads} heads of {dim}, window {window:?}, {new:?}");
+                assert_near(&found, &expected, 2e-6, &what);
+                // What was rounded is seen.
+                assert!(distance(&found, &case.expected()) > 1e-3, "{what}");
+                let found = case.found_as(&gpu, KvElement::Q8, true, &mut random);
+                assert_near(&found, &expected, 6e-4, &format!("{what}, as prompts"));
+            }
+        }
+    }
+    for factor in [1e-5, 1e-4, 3e-3, 30.0, 50_000.0, 1e9] {
+        for dim in [64, 128, 160] {
+            let mut case = Case::new(shape(4, 2, dim), &[300, 1], &[1, 1], &mut random);
+            let width = case.width();
+            // Of values, so that the softmax stays as it is.
+            for row in case.qkv.iter_mut().flat_map(|rows| rows.chunks_mut(width)) {
+                row[6 * dim..].iter_mut().for_each(|x| *x *= factor);
+            }
+            let found = case.found(&gpu, KvElement::Q8, &mut random);
+            let expected = case.in_8_bits().expected();
+            assert_near(&found, &expected, 2e-6, &format!("{dim} wide, values of {factor}"));
+        }
+    }
+}
+
+#[test]
+fn in_8_bits_a_row_has_the_same_bits_in_every_batch() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random(49);
+    for (dim, window) in [(64, None), (128, None), (80, Some(128)), (192, None)] {
+        let shape = AttentionShape { window, ..shape(16, 2, dim) };
+        let mut case = Case::new(shape, &[1300], &[1], &mut random);
+        for prompt in [false, true] {
+            case.new = vec![1];
+            let alone = case.found_as(&gpu, KvElement::Q8, prompt, &mut random);
+            case.new = vec![300];
+            let together = case.found_as(&gpu, KvElement::Q8, prompt, &mut random);
+            let last = &together[together.len() - alone.len()..];
+            assert_eq!(bits(last), bits(&alone), "{dim} wide, window {window:?}, prompt {prompt}");
+        }
     }
 }
 

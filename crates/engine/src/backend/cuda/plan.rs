@@ -1,12 +1,11 @@
 //! The memory that a model takes on a GPU, before any of it is taken.
 
-use super::KV_ELEMENT;
 use super::batch::BatchRoom;
 use super::device::open;
-use super::terms::{kernel_shape, weight_type};
+use super::terms::{kernel_shape, kv_element, weight_type};
 use crate::backend::DeviceError;
 use crate::format::Checkpoint;
-use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout};
+use crate::kv::{BLOCK_SIZE, KvGroup, KvLayout, KvType};
 use crate::model::Model;
 use crate::model::executor::BatchLimits;
 use crate::model::forward::workspace;
@@ -14,7 +13,7 @@ use crate::model::spec::{Decoder, MapWeights, TensorSource};
 use crate::model::weights::stored_type;
 use crate::speculation::MOST_ROWS;
 use oxgpt_kernels::{
-    Arena, Chooser, KvPool, MAX_HEAD_DIM, PackedRoom, PartialsRoom, Routing, Uploader,
+    Arena, Chooser, KvElement, KvPool, MAX_HEAD_DIM, PackedRoom, PartialsRoom, Routing, Uploader,
 };
 
 /// Those of an H100; other cards differ by little, and so does what depends on it.
@@ -29,6 +28,8 @@ pub struct CudaPlan {
     pub kv: u64,
     /// Bytes of everything else.
     pub workspace: u64,
+    /// How keys and values are stored.
+    pub(super) element: KvElement,
     pub(super) batch: BatchRoom,
     /// Partial sums of attention.
     pub(super) partials: PartialsRoom,
@@ -53,7 +54,7 @@ impl CudaPlan {
     /// Bytes that loading takes beside them, and gives back.
     pub const LOADING: u64 = Uploader::DEVICE_BYTES;
 
-    /// What `model` takes with these pools, for `sequences` sequences of `context` positions. A device that cannot be used is taken for
+    /// What `model` takes with these pools, whose keys and values are stored as `kv` says, for `sequences` sequences of `context` positions. A device that cannot be used is taken for
     /// one as large as an H100: the plan of a card that is not here.
     ///
     /// # Errors
@@ -65,6 +66,7 @@ impl CudaPlan {
         groups: &[KvGroup],
         limits: BatchLimits,
         (sequences, context): (usize, usize),
+        kv: KvType,
     ) -> Result<Self, DeviceError> {
         let multiprocessors =
             open(ordinal).map_or(MULTIPROCESSORS, |gpu| gpu.info().multiprocessors as usize);
@@ -82,9 +84,10 @@ impl CudaPlan {
             weights.bytes += tables * floats(rope.pairs());
         }
 
+        let element = kv_element(kv);
         let kv = shapes()
             .zip(&layout.group_of_layer)
-            .map(|(shape, group)| KvPool::bytes(groups[*group].blocks, &shape, KV_ELEMENT));
+            .map(|(shape, group)| KvPool::bytes(groups[*group].blocks, &shape, element));
         let kv = kv.fold(0, u64::saturating_add);
 
         let table_blocks = sequences.saturating_mul(context.div_ceil(BLOCK_SIZE));
@@ -95,7 +98,7 @@ impl CudaPlan {
             vocab_size: decoder.embedding.vocab_size,
         };
         let partials = shapes().fold(PartialsRoom::default(), |room, shape| {
-            room.with(multiprocessors, (&shape, KV_ELEMENT), limits.rows, context)
+            room.with(multiprocessors, (&shape, element), limits.rows, context)
         });
         let routers = decoder.layers.iter().filter_map(|layer| layer.feed_forward.router.as_ref());
         // One room for the routes of all layers.
@@ -126,6 +129,7 @@ impl CudaPlan {
             weights,
             kv,
             workspace,
+            element,
             batch,
             partials,
             packed,

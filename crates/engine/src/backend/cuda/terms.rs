@@ -2,8 +2,9 @@
 
 use super::present;
 use crate::format::DType;
+use crate::kv::KvType;
 use crate::model::spec::{Activation, AttentionShape, Norm, NormKind};
-use oxgpt_kernels::{Buf, WeightType};
+use oxgpt_kernels::{Buf, KvElement, WeightType};
 
 pub(super) fn weight_type(dtype: DType) -> WeightType {
     match dtype {
@@ -24,6 +25,13 @@ pub(super) fn weight_type(dtype: DType) -> WeightType {
         DType::IQ4_XS => WeightType::IQ4_XS,
         DType::MXFP4 => WeightType::MXFP4,
         other => unreachable!("{other} was refused when the model was opened"),
+    }
+}
+
+pub(super) fn kv_element(kv: KvType) -> KvElement {
+    match kv {
+        KvType::Full => KvElement::F16,
+        KvType::Q8 => KvElement::Q8,
     }
 }
 

@@ -1,11 +1,11 @@
-// out = softmax(scale * q * keys) * values as in attend.cu, with keys and values in halves and heads of up to 128 dimensions, on the
-// tensor cores: as exactly as there, since queries and weights of values are the sums of two halves, 22 bits, and nothing else is
-// rounded before it is summed in f32.
+// out = softmax(scale * q * keys) * values as in attend.cu, with heads of up to 128 dimensions, on the tensor cores: as exactly as there,
+// since queries and weights of values are the sums of two halves, 22 bits, and nothing else is rounded before it is summed in f32.
+// attend_f16.cu has what a step does with keys and values in halves, attend_q8.cu with those in 8 bits.
 //
 // A block of threads takes up to eight query heads that share a KV head. They are the rows of the first operand, upper halves in
 // rows 0 to 7 and lower ones in rows 8 to 15, so that one product has both. Keys and values go from memory straight into the
 // registers that the second operand takes: which dimension or position a row of it stands for is free, as long as both operands have
-// it in the same place, so each lane loads pieces of 16 bytes. Keys of the next step are on their way while this one's values are
+// it in the same place, so each lane loads whole pieces. Keys of the next step are on their way while this one's values are
 // weighed, and the other way around.
 //
 // A context is cut into chunks at fixed positions. In a chunk, warp w takes KV blocks w, w + 8, and so on, and carries the largest
@@ -20,7 +20,8 @@
 // them.
 //
 // Grid: (rows, KV heads * ceil(heads per KV head / 8), 1 or chunks), blocks of 256 threads. DIM is padded_dim rounded up to 64 or
-// 128, and equal to it if WHOLE; a step is STEP positions.
+// 128, and equal to it if WHOLE.
+#pragma once
 #include "kv.cuh"
 #include "mma.cuh"
 #include "rotation.cuh"
@@ -54,22 +55,6 @@ __device__ __forceinline__ int chunk_block(int chunk) {
     return position / BLOCK_POSITIONS;
 }
 
-// Weights are up to 1, and multiplied with this before they become halves.
-constexpr float WEIGHT_SCALE = 32768.0f;
-
-__device__ __forceinline__ uint4 load_piece(const __half* p, bool there) {
-    uint4 v;
-    asm volatile("{.reg .pred there; setp.ne.b32 there, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
-                 "@there ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];}"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p), "r"((int)there));
-    return v;
-}
-__device__ __forceinline__ uint4 load_whole_piece(const __half* p) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
 __device__ __forceinline__ float quad_max(float v) {
     v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
     return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
@@ -98,57 +83,57 @@ template <int N> struct Softmax {
     }
 };
 
-template <int DIM> struct AttendShared {
+template <class Step> struct AttendShared {
+    static constexpr int DIM = Step::DIM;
     // Upper and lower halves of queries, rows 64 bytes further apart than they are long, for the banks.
     alignas(16) __half queries[2][HEADS][DIM + 32];
-    alignas(16) __half own_key[DIM], own_value[DIM];
+    typename Step::Own own;
     float factors[HEADS];
     float most[STRANDS][HEADS], sums[STRANDS][HEADS];
     alignas(16) float values[STRANDS][HEADS][DIM];
     bool last;
 };
 
-template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
-    static constexpr int STEPS = BLOCK_POSITIONS / STEP, TILES = STEP / 8, GROUPS = DIM / 32, WIDTHS = DIM / 64, MINE = DIM / 32;
+// Of a query, the operands of the two products with eight neighbouring dimensions for each four lanes, from d on.
+__device__ __forceinline__ void query_operands(const __half* upper, const __half* lower, uint32_t (&first)[4], uint32_t (&second)[4]) {
+    uint4 u = *(const uint4*)upper, l = *(const uint4*)lower;
+    first[0] = u.x, first[1] = l.x, first[2] = u.y, first[3] = l.y;
+    second[0] = u.z, second[1] = l.z, second[2] = u.w, second[3] = l.w;
+}
+// Two neighbouring weights of each eight positions, as the operand of upper and lower halves.
+__device__ __forceinline__ void weight_operand(float (&x)[4], uint32_t (&a)[4]) {
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        __half2 upper = __floats2half2_rn(x[2 * t], x[2 * t + 1]);
+        float2 rounded = __half22float2(upper);
+        a[2 * t] = half2_bits(upper), a[2 * t + 1] = pack_halves(x[2 * t] - rounded.x, x[2 * t + 1] - rounded.y);
+    }
+}
+// Adds the weighted values of 16 positions, of which a lane has four, in two neighbouring dimensions.
+__device__ __forceinline__ void weigh_two(float (&even)[4], float (&odd)[4], const uint32_t (&a)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
+    mma_f16(even, a, __byte_perm(v0, v1, 0x5410), __byte_perm(v2, v3, 0x5410));
+    mma_f16(odd, a, __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x7632));
+}
+
+template <class Step, bool SPLIT> struct Attend {
+    using KV = typename Step::KV;
+    static constexpr int DIM = Step::DIM, POSITIONS = Step::POSITIONS;
+    static constexpr int STEPS = BLOCK_POSITIONS / POSITIONS, TILES = POSITIONS / 8, MINE = DIM / 32;
     // Of a partial result: the weighted sum, the largest score and the sum.
     static constexpr int STRIDE = DIM + 4;
 
     const AttendParams& p;
     uint32_t* arrived;
-    AttendShared<DIM>& shared;
+    AttendShared<Step>& shared;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, row_of_8 = lane / 4, column = lane % 4;
     int kv_head, first_head, heads, position, first, end_block;
     int64_t row = blockIdx.x;
-    uint4 k[TILES][GROUPS], v[STEP / 16][4][WIDTHS];
-    float out[WIDTHS][8][4];
+    // What this lane has of keys and values, and of the weighted sum.
+    Step lanes;
 
-    __device__ Attend(const AttendTensorParams& p, AttendShared<DIM>& shared) : p(p.attend), arrived(p.arrived), shared(shared) {}
+    __device__ Attend(const AttendTensorParams& p, AttendShared<Step>& shared) : p(p.attend), arrived(p.arrived), shared(shared) {}
 
-    __device__ int dim() const { return WHOLE ? DIM : p.padded_dim; }
-    __device__ static uint4 load(const __half* from, bool there) { return WHOLE ? load_whole_piece(from) : load_piece(from, there); }
-
-    // Of keys, lane l takes position l / 4 of each eight, and of each 32 dimensions piece l % 4.
-    __device__ void load_keys(int64_t start, int step) {
-        const __half* from = (const __half*)p.keys + start + (column * BLOCK_POSITIONS + row_of_8 + STEP * step) * 8;
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-#pragma unroll
-            for (int g = 0; g < GROUPS; g++) k[t][g] = load(from + (4 * g * BLOCK_POSITIONS + 8 * t) * 8, 8 * (4 * g + column) < dim());
-        }
-    }
-    // Of values, lane l takes positions 2 (l % 4) and the one after it of each eight, and of each 64 dimensions piece l / 4.
-    __device__ static int value_position(int u, int i, int column) { return 16 * u + i / 2 * 8 + 2 * column + i % 2; }
-    __device__ void load_values(int64_t start, int step) {
-        const __half* from = (const __half*)p.values + start + (int64_t)(STEP * step + 2 * column) * dim() + row_of_8 * 8;
-#pragma unroll
-        for (int u = 0; u < STEP / 16; u++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-#pragma unroll
-                for (int w = 0; w < WIDTHS; w++) v[u][i][w] = load(from + (16 * u + i / 2 * 8 + i % 2) * dim() + 64 * w, 64 * w + 8 * row_of_8 < dim());
-            }
-        }
-    }
+    __device__ int dim() const { return Step::dim(p); }
 
     __device__ void run() {
         if (!p.fresh) wait_for_previous();
@@ -180,10 +165,10 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
                 known = b;
                 places = known + STRANDS * lane < end_block ? table[known + STRANDS * lane] : 0;
             }
-            return kv_block(__shfl_sync(ALL_LANES, places, (b - known) / STRANDS), p.kv_heads, kv_head, dim());
+            return kv_block<KV>(__shfl_sync(ALL_LANES, places, (b - known) / STRANDS), p.kv_heads, kv_head, dim());
         };
         int64_t start = 0;
-        if (block < end_block) start = start_of(block), load_keys(start, 0), load_values(start, 0);
+        if (block < end_block) start = start_of(block), lanes.load_keys(p, start, 0), lanes.load_values(p, start, 0);
 
         if (p.fresh) wait_for_previous();
         launch_dependents();
@@ -237,14 +222,12 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
         }
         if (own && threadIdx.x < 2 * DIM) {
             bool is_value = threadIdx.x >= DIM;
-            int d = threadIdx.x % DIM, in_block = position % BLOCK_POSITIONS;
-            const float* x = qkv + (p.heads + (is_value ? p.kv_heads : 0) + kv_head) * p.head_dim;
-            __half stored;
-            store(&stored, d < p.head_dim ? rotated(x, d, is_value ? nullptr : rotations, p.pairs, p.interleaved) : 0.0f);
-            (is_value ? shared.own_value : shared.own_key)[d] = stored;
-            int64_t start = kv_block(table[position / BLOCK_POSITIONS], p.kv_heads, kv_head, dim());
-            if (d < dim() && is_value) ((__half*)p.values)[start + value_element(in_block, d, dim())] = stored;
-            if (d < dim() && !is_value) ((__half*)p.keys)[start + key_element(in_block, d)] = stored;
+            int d = threadIdx.x % DIM;
+            const float* from = qkv + (p.heads + (is_value ? p.kv_heads : 0) + kv_head) * p.head_dim;
+            float x = d < p.head_dim ? rotated(from, d, is_value ? nullptr : rotations, p.pairs, p.interleaved) : 0.0f;
+            int64_t start = kv_block<KV>(table[position / BLOCK_POSITIONS], p.kv_heads, kv_head, dim());
+            store_32((KV*)(is_value ? p.values : p.keys) + start, position % BLOCK_POSITIONS, d, x, is_value, dim());
+            lanes.keep_own(shared.own, d, x, is_value);
         }
         most = warp_max(most);
         int exponent = min(max((int)(__float_as_uint(most) >> 23), 16), 253);
@@ -264,41 +247,27 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
     __device__ void strand(int& block, int64_t& start, int end, int last_block, int first_block, bool own, StartOf& start_of) {
         float most = -CUDART_INF_F, sum = 0.0f, factor = shared.factors[row_of_8];
 #pragma unroll
-        for (int w = 0; w < WIDTHS; w++) {
-#pragma unroll
-            for (int y = 0; y < 8; y++) out[w][y][0] = out[w][y][1] = out[w][y][2] = out[w][y][3] = 0.0f;
-        }
+        for (int i = 0; i < DIM / 2; i++) lanes.out[i / 4][i % 4] = 0.0f;
         for (; block < end; block += STRANDS) {
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
                 bool is_last = block == last_block, more = step < STEPS - 1 || block + STRANDS < end_block;
-                int next = (step + 1) % STEPS, start_position = block * BLOCK_POSITIONS + step * STEP;
-                if (is_last && own) take_own_key(position - start_position);
-                float score[TILES][4] = {};
-#pragma unroll
-                for (int g = 0; g < GROUPS; g++) {
-                    uint4 upper = *(const uint4*)&shared.queries[0][row_of_8][8 * (4 * g + column)];
-                    uint4 lower = *(const uint4*)&shared.queries[1][row_of_8][8 * (4 * g + column)];
-                    uint32_t low[4] = {upper.x, lower.x, upper.y, lower.y}, high[4] = {upper.z, lower.z, upper.w, lower.w};
-#pragma unroll
-                    for (int t = 0; t < TILES; t++) {
-                        mma_f16(score[t], low, k[t][g].x, k[t][g].y);
-                        mma_f16(score[t], high, k[t][g].z, k[t][g].w);
-                    }
-                }
+                int next = (step + 1) % STEPS, start_position = block * BLOCK_POSITIONS + step * POSITIONS;
+                if (is_last && own) lanes.take_own_key(shared.own, position - start_position);
+                float weight[TILES][2];
+                lanes.score(weight, &shared.queries[0][row_of_8][8 * column], &shared.queries[1][row_of_8][8 * column]);
                 int64_t next_start = start;
                 if (more) {
                     if (next == 0) next_start = start_of(block + STRANDS);
-                    load_keys(next_start, next);
+                    lanes.load_keys(p, next_start, next);
                 }
-                float weight[TILES][2], best = -CUDART_INF_F;
+                float best = -CUDART_INF_F;
 #pragma unroll
                 for (int t = 0; t < TILES; t++) {
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
-                        float s = (score[t][i] + score[t][2 + i]) * factor;
-                        if (p.soft_cap > 0.0f) s = p.soft_cap * tanhf(s / p.soft_cap);
-                        weight[t][i] = s;
+                        weight[t][i] *= factor;
+                        if (p.soft_cap > 0.0f) weight[t][i] = p.soft_cap * tanhf(weight[t][i] / p.soft_cap);
                     }
                 }
                 if (is_last || block == first_block) {
@@ -326,77 +295,17 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
                 // Most often no maximum changes; then there is nothing to multiply.
                 if (__any_sync(ALL_LANES, old != 1.0f)) {
 #pragma unroll
-                    for (int w = 0; w < WIDTHS; w++) {
-#pragma unroll
-                        for (int y = 0; y < 8; y++) out[w][y][0] *= old, out[w][y][1] *= old, out[w][y][2] *= old, out[w][y][3] *= old;
-                    }
+                    for (int i = 0; i < DIM / 2; i++) lanes.out[i / 4][i % 4] *= old;
                 }
-                if (is_last) take_own_value(position - start_position, own);
-#pragma unroll
-                for (int u = 0; u < STEP / 16; u++) {
-                    uint32_t a[4];
-#pragma unroll
-                    for (int t = 0; t < 2; t++) {
-                        float x = weight[2 * u + t][0] * WEIGHT_SCALE, y = weight[2 * u + t][1] * WEIGHT_SCALE;
-                        __half2 upper = __floats2half2_rn(x, y);
-                        float2 rounded = __half22float2(upper);
-                        a[2 * t] = half2_bits(upper), a[2 * t + 1] = pack_halves(x - rounded.x, y - rounded.y);
-                    }
-#pragma unroll
-                    for (int w = 0; w < WIDTHS; w++) {
-                        weigh_two(out[w][0], out[w][1], a, v[u][0][w].x, v[u][1][w].x, v[u][2][w].x, v[u][3][w].x);
-                        weigh_two(out[w][2], out[w][3], a, v[u][0][w].y, v[u][1][w].y, v[u][2][w].y, v[u][3][w].y);
-                        weigh_two(out[w][4], out[w][5], a, v[u][0][w].z, v[u][1][w].z, v[u][2][w].z, v[u][3][w].z);
-                        weigh_two(out[w][6], out[w][7], a, v[u][0][w].w, v[u][1][w].w, v[u][2][w].w, v[u][3][w].w);
-                    }
-                }
-                if (more) load_values(next_start, next);
+                if (is_last) lanes.take_own_value(shared.own, position - start_position, own);
+                lanes.weigh(weight);
+                if (more) lanes.load_values(p, next_start, next);
                 start = next_start;
             }
         }
         sum = quad_sum(sum);
         if (column == 0) shared.most[warp][row_of_8] = most, shared.sums[warp][row_of_8] = sum;
-        // Column n of a product is piece n of 64 dimensions, so each lane has 16 neighbouring ones.
-#pragma unroll
-        for (int w = 0; w < WIDTHS; w++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                float4* to = (float4*)&shared.values[warp][row_of_8][64 * w + 16 * column + 8 * i];
-                to[0] = make_float4(out[w][0][i] + out[w][0][2 + i], out[w][1][i] + out[w][1][2 + i], out[w][2][i] + out[w][2][2 + i], out[w][3][i] + out[w][3][2 + i]);
-                to[1] = make_float4(out[w][4][i] + out[w][4][2 + i], out[w][5][i] + out[w][5][2 + i], out[w][6][i] + out[w][6][2 + i], out[w][7][i] + out[w][7][2 + i]);
-            }
-        }
-    }
-
-    // Adds the weighted values of 16 positions, of which a lane has four, in two neighbouring dimensions.
-    __device__ static void weigh_two(float (&even)[4], float (&odd)[4], const uint32_t (&a)[4], uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3) {
-        mma_f16(even, a, __byte_perm(v0, v1, 0x5410), __byte_perm(v2, v3, 0x5410));
-        mma_f16(odd, a, __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x7632));
-    }
-
-    // Puts the key of the row in its place, `at` in this step.
-    __device__ void take_own_key(int at) {
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            if (at != 8 * t + row_of_8) continue;
-#pragma unroll
-            for (int g = 0; g < GROUPS; g++) k[t][g] = *(const uint4*)&shared.own_key[8 * (4 * g + column)];
-        }
-    }
-    // With `own`, puts the value of the row in its place, and zeros beyond it: nothing times what was never written may be NaN.
-    __device__ void take_own_value(int at, bool own) {
-#pragma unroll
-        for (int u = 0; u < STEP / 16; u++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int mine = value_position(u, i, column);
-#pragma unroll
-                for (int w = 0; w < WIDTHS; w++) {
-                    if (mine > at) v[u][i][w] = make_uint4(0, 0, 0, 0);
-                    if (own && mine == at) v[u][i][w] = *(const uint4*)&shared.own_value[64 * w + 8 * row_of_8];
-                }
-            }
-        }
+        lanes.leave(shared.values[warp][row_of_8]);
     }
 
     __device__ Softmax<MINE> merge_strands() const {
@@ -418,7 +327,7 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
             for (int i = 0; i < MINE; i++) part.value[i] = __fmaf_rn(value[i], weights[s], part.value[i]);
         }
 #pragma unroll
-        for (int i = 0; i < MINE; i++) part.value[i] *= 1.0f / WEIGHT_SCALE;
+        for (int i = 0; i < MINE; i++) part.value[i] *= 1.0f / Step::WEIGHT_SCALE;
         return part;
     }
 
@@ -463,24 +372,20 @@ template <int DIM, int STEP, bool WHOLE, bool SPLIT> struct Attend {
     }
 };
 
-template <int DIM, int STEP, bool WHOLE, bool SPLIT> __device__ void attend_tensor(const AttendTensorParams& p) {
-    __shared__ AttendShared<DIM> shared;
-    Attend<DIM, STEP, WHOLE, SPLIT> attend(p, shared);
+template <class Step, bool SPLIT> __device__ void attend_tensor(const AttendTensorParams& p) {
+    __shared__ AttendShared<Step> shared;
+    Attend<Step, SPLIT> attend(p, shared);
     attend.run();
 }
 
 }  // namespace
 }  // namespace oxgpt
 
-#define ATTEND_TENSOR(name, DIM, STEP, WHOLE, BLOCKS)                                                                         \
+#define ATTEND_TENSOR(name, STEP, BLOCKS)                                                                                           \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS) attend_tensor_##name(const __grid_constant__ oxgpt::AttendTensorParams p) { \
-        oxgpt::attend_tensor<DIM, STEP, WHOLE, false>(p);                                                                     \
-    }                                                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256, BLOCKS) attend_tensor_##name##_split(                                   \
+        oxgpt::attend_tensor<oxgpt::STEP, false>(p);                                                                                \
+    }                                                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS) attend_tensor_##name##_split(                                         \
         const __grid_constant__ oxgpt::AttendTensorParams p) {                                                                      \
-        oxgpt::attend_tensor<DIM, STEP, WHOLE, true>(p);                                                                      \
+        oxgpt::attend_tensor<oxgpt::STEP, true>(p);                                                                                 \
     }
-ATTEND_TENSOR(64, 64, 16, true, 2)
-ATTEND_TENSOR(64_padded, 64, 16, false, 2)
-ATTEND_TENSOR(128, 128, 16, true, 1)
-ATTEND_TENSOR(128_padded, 128, 16, false, 1)
