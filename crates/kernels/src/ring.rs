@@ -27,6 +27,8 @@ const SHARED_OF_ONE_ROW: usize = 200 << 10;
 const SHARED_OF_MORE: usize = 222 << 10;
 /// So much that there is never room for two blocks.
 const SHARED_AT_LEAST: usize = 116 << 10;
+/// What a block must be able to have, with what the kernels have for themselves.
+const SHARED_NEEDED: usize = 227 << 10;
 
 /// The ring of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +71,7 @@ pub(crate) fn takes(gpu: &Gpu, weight: &Matrix, experts: usize) -> bool {
     let fits = |rows, room| ring(weight, true, rows, 1, room).is_some();
     let (rows, row_scales) = (weight.rows(), weight.cols() / BLOCK * scales);
     gpu.info().capability >= (9, 0)
+        && gpu.info().shared_bytes >= SHARED_NEEDED
         && weight.cols().is_multiple_of(2 * BLOCK)
         // Tiles are whole, also where gates and ups are halves of a matrix, which an odd number of rows cannot be. Scales are fetched
         // in multiples of 16 bytes.

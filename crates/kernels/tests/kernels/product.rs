@@ -57,6 +57,26 @@ fn products_of_every_type() {
 }
 
 #[test]
+fn repeats_have_the_same_bits() {
+    let Some(gpu) = gpu() else { return };
+    for kind in [WeightType::F16, WeightType::Q8_0, WeightType::Q4_K, WeightType::MXFP4] {
+        let mut random = Random(kind as u64 + 300);
+        // More tiles than multiprocessors, and rows in several pieces.
+        let stored = Stored::random(kind, [2064, cols(kind, 4096)], &mut random);
+        let matrix = stored.upload(&gpu);
+        let x = random.normals(8 * matrix.cols());
+        for tokens in [1, 3, 8] {
+            let x = &x[..tokens * matrix.cols()];
+            let first = bits(&multiply(&gpu, &matrix, x, None));
+            for round in 1..100 {
+                let found = bits(&multiply(&gpu, &matrix, x, None));
+                assert_eq!(found, first, "{kind:?}, {tokens} tokens, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
 fn products_with_many_rows_and_many_columns() {
     let Some(gpu) = gpu() else { return };
     for kind in [WeightType::F16, WeightType::Q8_0, WeightType::Q4_K, WeightType::MXFP4] {
