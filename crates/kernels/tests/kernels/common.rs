@@ -195,6 +195,8 @@ impl Stored {
 pub fn cols(kind: WeightType, about: usize) -> usize {
     use WeightType::*;
     match kind {
+        // Which products by way of a ring take.
+        F16 if about.is_multiple_of(64) => about,
         // Odd on purpose: rows of plain numbers are padded.
         F32 | F16 | BF16 => about | 1,
         Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS => about.next_multiple_of(256),
