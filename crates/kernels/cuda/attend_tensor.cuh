@@ -55,15 +55,6 @@ __device__ __forceinline__ int chunk_block(int chunk) {
     return position / BLOCK_POSITIONS;
 }
 
-__device__ __forceinline__ float quad_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
-    return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
-}
-__device__ __forceinline__ float quad_sum(float v) {
-    v += __shfl_xor_sync(ALL_LANES, v, 1);
-    return v + __shfl_xor_sync(ALL_LANES, v, 2);
-}
-
 // What is known of a softmax: the largest score, the sum of exponentials and N elements of the weighted sum.
 template <int N> struct Softmax {
     float max, sum, value[N];

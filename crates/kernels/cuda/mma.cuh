@@ -16,6 +16,15 @@ __device__ __forceinline__ void mma_f16(float (&c)[4], const uint32_t (&a)[4], u
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// Over the four lanes that share a row of c.
+__device__ __forceinline__ float quad_max(float v) {
+    v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 1));
+    return fmaxf(v, __shfl_xor_sync(ALL_LANES, v, 2));
+}
+__device__ __forceinline__ float quad_sum(float v) {
+    v += __shfl_xor_sync(ALL_LANES, v, 1);
+    return v + __shfl_xor_sync(ALL_LANES, v, 2);
+}
 // Four 8 x 8 matrices of halves, of which lane l names row l % 8 of matrix l / 8 and gets columns 2 (l % 4) and the one after it of
 // row l / 4 of each; `turned` gets the transposed matrices.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
